@@ -1,0 +1,112 @@
+//! Accounts, sessions and identities.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{DeviceId, Timestamp, UserId};
+
+/// What other people may see of an account.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct User {
+    /// Stable id.
+    pub id: UserId,
+    /// Unique, compared without case.
+    pub username: String,
+    /// Shown name; the username when none was given.
+    pub display_name: String,
+    /// When the account was made.
+    pub created_at: Timestamp,
+}
+
+/// An account with what only its owner and the auth role may see.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// The public part.
+    pub user: User,
+    /// Lower-cased address, unique.
+    pub email: Option<String>,
+    /// E.164 number, unique; for accounts made by one-time password.
+    pub phone: Option<String>,
+    /// PHC string (Argon2id, scrypt) or a bcrypt string of an imported account.
+    pub password_hash: Option<String>,
+}
+
+impl std::fmt::Debug for Account {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Addresses, numbers and hashes stay out of logs.
+        f.debug_struct("Account")
+            .field("id", &self.user.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Who makes a request: the verified content of an access token.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Identity {
+    /// The person.
+    pub user: UserId,
+    /// The device the token was given to.
+    pub device: DeviceId,
+    /// The token's own id (`jti`), to revoke it.
+    pub token_id: Uuid,
+    /// When the token ends.
+    pub expires_at: Timestamp,
+}
+
+/// What a client says of itself at login, for the session list. Every field is bounded by validation.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ClientInfo {
+    /// Name given by the client, such as "Ann's phone".
+    pub device_name: Option<String>,
+    /// `User-Agent`, cut to 256 characters.
+    pub user_agent: Option<String>,
+    /// Address that the request came from.
+    pub ip: Option<String>,
+}
+
+/// A device's login: one refresh token is valid at a time.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Session {
+    /// Whose it is.
+    pub user: UserId,
+    /// Which device.
+    pub device: DeviceId,
+    /// SHA-256 of the refresh token that is valid now.
+    pub refresh_hash: [u8; 32],
+    /// `jti` and end of the access token given last, revoked together with the session.
+    pub access_token_id: Uuid,
+    /// When that access token ends.
+    pub access_expires_at: Timestamp,
+    /// When the refresh token ends.
+    pub expires_at: Timestamp,
+    /// First login.
+    pub created_at: Timestamp,
+    /// Last login or refresh.
+    pub last_seen_at: Timestamp,
+    /// What the client said of itself.
+    pub client: ClientInfo,
+}
+
+/// A pair of tokens as given to a client.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Tokens {
+    /// JWT, audience of the API.
+    pub access_token: String,
+    /// JWT, audience of the refresh endpoint, valid once.
+    pub refresh_token: String,
+    /// Seconds until the access token ends.
+    pub expires_in: u64,
+    /// Whose tokens these are.
+    pub user: User,
+    /// The device they belong to.
+    pub device: DeviceId,
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokens")
+            .field("user", &self.user.id)
+            .field("device", &self.device)
+            .finish_non_exhaustive()
+    }
+}

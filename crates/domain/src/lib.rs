@@ -1,0 +1,24 @@
+//! The heart of Carillon: ids, values, pure decisions, and the ports through which the outside world is reached.
+//!
+//! This crate knows nothing of runtimes, drivers, HTTP or gRPC: it compiles without tokio. It does no I/O, reads no clock
+//! (a [`time::Clock`] is handed in) and holds no state.
+
+pub mod account;
+pub mod error;
+pub mod event;
+pub mod ids;
+pub mod media;
+pub mod partition;
+pub mod policy;
+pub mod ports;
+pub mod presence;
+pub mod push;
+pub mod room;
+pub mod services;
+pub mod signal;
+pub mod time;
+pub mod validate;
+
+pub use error::{Error, ErrorCode, FieldError, Result};
+pub use ids::{ClientMessageId, DeviceId, MediaId, MessageId, ReplicaId, RoomId, Sequence, UserId};
+pub use time::{Clock, Timestamp};

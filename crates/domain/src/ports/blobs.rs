@@ -1,0 +1,29 @@
+use std::ops::Range;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::{MediaId, Result, media::Media};
+
+/// Bytes of uploads.
+#[async_trait]
+pub trait BlobStore: Send + Sync {
+    /// Stores bytes durably under the id.
+    async fn put(&self, id: MediaId, bytes: Bytes) -> Result<()>;
+
+    /// Reads all bytes, or a range of them. `NotFound` when there are none.
+    async fn get(&self, id: MediaId, range: Option<Range<u64>>) -> Result<Bytes>;
+
+    /// Removes the bytes; removing what isn't there is fine.
+    async fn delete(&self, id: MediaId) -> Result<()>;
+}
+
+/// What is known of uploads.
+#[async_trait]
+pub trait MediaIndex: Send + Sync {
+    /// Stores an entry.
+    async fn put(&self, media: &Media) -> Result<()>;
+
+    /// Reads an entry.
+    async fn get(&self, id: MediaId) -> Result<Option<Media>>;
+}

@@ -1,0 +1,29 @@
+//! What the services need from the outside world. Small traits, cut by consistency need; each contract is in its doc comment
+//! and proven by a conformance suite in `carillon-adapters` that runs on every adapter.
+//!
+//! Errors are [`crate::Error`]: `Unavailable` when the store can't be reached or didn't answer in time (the outcome of a write
+//! is then unknown), `Internal` when it answered something impossible.
+
+mod accounts;
+mod blobs;
+mod bus;
+mod ephemeral;
+mod health;
+mod membership;
+mod notifications;
+mod presence;
+mod room_log;
+mod rooms;
+mod sessions;
+
+pub use accounts::AccountStore;
+pub use blobs::{BlobStore, MediaIndex};
+pub use bus::{Bus, BusItem, Subscriptions};
+pub use ephemeral::Ephemeral;
+pub use health::Probe;
+pub use membership::{Replica, ReplicaRegistry};
+pub use notifications::{JobHandler, JobOutcome, PushQueue, PushTargetStore};
+pub use presence::PresenceStore;
+pub use room_log::{Epoch, Fence, OpenRoom, RoomLog};
+pub use rooms::{ReadMark, RoomStore};
+pub use sessions::{Rotation, SessionStore};

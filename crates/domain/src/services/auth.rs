@@ -1,0 +1,84 @@
+use async_trait::async_trait;
+
+use crate::{
+    DeviceId, Result, UserId,
+    account::{ClientInfo, Identity, Session, Tokens, User},
+};
+
+/// A registration.
+#[derive(Clone)]
+pub struct NewAccount {
+    /// Unique.
+    pub username: String,
+    /// Unique.
+    pub email: String,
+    /// In the clear; never stored or logged.
+    pub password: String,
+}
+
+/// A login with a password.
+#[derive(Clone)]
+pub struct Login {
+    /// Username or e-mail address.
+    pub login: String,
+    /// In the clear; never stored or logged.
+    pub password: String,
+}
+
+/// Checks access tokens. Local to every process that serves requests.
+#[async_trait]
+pub trait TokenVerifier: Send + Sync {
+    /// The token's identity. `Unauthenticated` when it is malformed, forged, expired, revoked, of another audience or type.
+    async fn verify_access(&self, token: &str) -> Result<Identity>;
+}
+
+/// Accounts, logins and tokens (AUTH-01 to -07, -11).
+#[async_trait]
+pub trait AuthService: Send + Sync {
+    /// Makes an account.
+    async fn register(&self, account: NewAccount) -> Result<User>;
+
+    /// Logs a new device in. The same error for an unknown login and a wrong password.
+    async fn login(&self, login: Login, client: ClientInfo) -> Result<Tokens>;
+
+    /// Sends a one-time code to a phone.
+    async fn send_otp(&self, phone_number: &str) -> Result<()>;
+
+    /// Checks the code; logs a new device in, making the account first if there was none.
+    async fn verify_otp(
+        &self,
+        phone_number: &str,
+        otp_code: &str,
+        client: ClientInfo,
+    ) -> Result<Tokens>;
+
+    /// Exchanges a refresh token for new tokens. The old one is spent; presenting it again ends the device's session.
+    async fn refresh(&self, refresh_token: &str) -> Result<Tokens>;
+
+    /// Ends the session of the identity's device: its refresh token is gone, its access token revoked, its sockets closed.
+    async fn logout(&self, who: &Identity) -> Result<()>;
+
+    /// The same for every device of the user; how many there were.
+    async fn logout_all(&self, who: &Identity) -> Result<u64>;
+
+    /// The user's sessions.
+    async fn sessions(&self, who: &Identity) -> Result<Vec<Session>>;
+
+    /// Ends one session.
+    async fn end_session(&self, who: &Identity, device: DeviceId) -> Result<()>;
+
+    /// Public profiles; unknown ids are left out. At most 1,000.
+    async fn users(&self, ids: &[UserId]) -> Result<Vec<User>>;
+
+    /// By username.
+    async fn user_by_name(&self, username: &str) -> Result<Option<User>>;
+
+    /// The caller's own e-mail address, if any, with the profile.
+    async fn me(&self, who: &Identity) -> Result<(User, Option<String>)>;
+
+    /// A single-use ticket that opens one WebSocket within 30 s (RT-01).
+    async fn issue_ticket(&self, who: &Identity) -> Result<String>;
+
+    /// Spends a ticket.
+    async fn redeem_ticket(&self, ticket: &str) -> Result<Identity>;
+}

@@ -1,0 +1,19 @@
+use async_trait::async_trait;
+
+use crate::{
+    DeviceId, Result, UserId,
+    presence::{Lease, Presence},
+};
+
+/// Who is online (PRES-01). Changes are told to the rooms that the person shares with others.
+#[async_trait]
+pub trait PresenceService: Send + Sync {
+    /// Grants or renews leases of connected devices; called by gateways in batches of at most 1,000, well before they end.
+    async fn renew(&self, leases: &[Lease]) -> Result<()>;
+
+    /// Ends a lease: the device disconnected.
+    async fn release(&self, user: UserId, device: DeviceId) -> Result<()>;
+
+    /// States of these people, in the order asked. At most 1,000.
+    async fn get(&self, users: &[UserId]) -> Result<Vec<Presence>>;
+}
