@@ -1,0 +1,808 @@
+//! Decides what a batch of requests does to the rooms of a partition. Pure: everything it needs was read before, and what it
+//! decides becomes true only when the log took the events.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use carillon_domain::{
+    ClientMessageId, Error, ErrorCode, MessageId, Result, RoomId, Sequence, Timestamp, UserId,
+    event::{Draft, EventBody, Message, RoomEvent, StoredMessage},
+    policy::{self, Action},
+    room::{Member, Role, Room, RoomKind},
+    services::SendOutcome,
+    validate,
+};
+
+/// What somebody wants.
+#[derive(Clone, Debug)]
+pub enum Intent {
+    /// Send a message.
+    Send(Draft),
+    /// Give a message other content.
+    Edit {
+        /// Which.
+        id: MessageId,
+        /// The new content.
+        content: String,
+    },
+    /// Delete a message.
+    Delete {
+        /// Which.
+        id: MessageId,
+    },
+    /// Become a member. The creator of an empty room becomes its owner; in an empty direct room both people join.
+    Join,
+    /// Stop being a member.
+    Leave,
+    /// Add a person or change their role.
+    PutMember {
+        /// Whom.
+        user: UserId,
+        /// As what.
+        role: Role,
+    },
+    /// Remove a person.
+    RemoveMember {
+        /// Whom.
+        user: UserId,
+    },
+    /// Delete the room.
+    DeleteRoom,
+}
+
+/// What a request came to.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// Of [`Intent::Send`].
+    Sent(SendOutcome),
+    /// Of [`Intent::Edit`] and [`Intent::Delete`]: the message now.
+    Message(Message),
+    /// Of [`Intent::Join`]: the place of the event that made it so.
+    Joined(Sequence),
+    /// Of [`Intent::PutMember`].
+    Member(Member),
+    /// Of the rest.
+    Done,
+}
+
+/// What the store knew of a client message id before this batch.
+#[derive(Clone, Debug)]
+pub enum Earlier {
+    /// Sent to this room before.
+    Here(StoredMessage),
+    /// Sent to another room before.
+    Elsewhere,
+}
+
+/// What was read for the batch.
+#[derive(Default)]
+pub struct Facts {
+    /// Earlier sends by client message id.
+    pub sent: HashMap<(UserId, ClientMessageId), Earlier>,
+    /// Messages to be changed; absent if there are none such in the room.
+    pub targets: HashMap<(RoomId, MessageId), StoredMessage>,
+}
+
+/// A room while a batch is decided: its committed state, and what the batch did so far.
+pub struct Work {
+    room: Room,
+    head: Sequence,
+    messages: u64,
+    deleted: bool,
+    members: HashMap<UserId, Option<Member>>,
+    sent: HashMap<(UserId, ClientMessageId), (Draft, Message)>,
+}
+
+/// The rules that options set.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// How long after sending a message its sender may edit or delete it (MSG-08).
+    pub edit_window: Duration,
+}
+
+/// What a request does.
+#[derive(Debug)]
+pub struct Decision {
+    /// Its events; none if it changes nothing.
+    pub events: Vec<RoomEvent>,
+    /// The answer, once the events are committed.
+    pub outcome: Outcome,
+}
+
+impl Decision {
+    fn nothing(outcome: Outcome) -> Self {
+        Self {
+            events: Vec::new(),
+            outcome,
+        }
+    }
+}
+
+impl Work {
+    /// From a room's committed state. `members` must hold every person whom a request of the batch names or comes from.
+    pub fn new(
+        room: Room,
+        head: Sequence,
+        messages: u64,
+        deleted: bool,
+        members: HashMap<UserId, Option<Member>>,
+    ) -> Self {
+        Self {
+            room,
+            head,
+            messages,
+            deleted,
+            members,
+            sent: HashMap::new(),
+        }
+    }
+
+    fn role(&self, user: UserId) -> Option<Role> {
+        self.member(user).map(|member| member.role)
+    }
+
+    fn member(&self, user: UserId) -> Option<Member> {
+        self.members.get(&user).copied().flatten()
+    }
+
+    fn require(&self, actor: UserId, action: Action) -> Result<()> {
+        if self.deleted {
+            return Err(Error::not_found("room"));
+        }
+        policy::require(self.room.kind, self.role(actor), action)
+    }
+
+    fn event(&mut self, actor: UserId, now: Timestamp, body: EventBody) -> RoomEvent {
+        let event = RoomEvent {
+            room: self.room.id,
+            sequence: self.head.next(),
+            messages_before: self.messages,
+            time: now,
+            actor,
+            body,
+        };
+        self.head = event.sequence;
+        self.messages = event.messages_after();
+        match event.body {
+            EventBody::Joined { user, role } => {
+                self.members.insert(
+                    user,
+                    Some(Member {
+                        user,
+                        role,
+                        since: event.sequence,
+                        joined_at: now,
+                    }),
+                );
+            }
+            EventBody::Left { user } => {
+                self.members.insert(user, None);
+            }
+            EventBody::RoomDeleted => self.deleted = true,
+            EventBody::Message { .. } | EventBody::Edited { .. } | EventBody::Deleted { .. } => {}
+        }
+        event
+    }
+}
+
+/// Decides one request, after those before it in the batch. `new_id` is the id that a new message gets.
+pub fn decide(
+    work: &mut Work,
+    facts: &mut Facts,
+    rules: Rules,
+    actor: UserId,
+    intent: &Intent,
+    now: Timestamp,
+    new_id: MessageId,
+) -> Result<Decision> {
+    match intent {
+        Intent::Send(draft) => send(work, facts, actor, draft, now, new_id),
+        Intent::Edit { id, content } => edit(work, facts, rules, actor, *id, content, now),
+        Intent::Delete { id } => delete(work, facts, rules, actor, *id, now),
+        Intent::Join => join(work, actor, now),
+        Intent::Leave => leave(work, actor, now),
+        Intent::PutMember { user, role } => put_member(work, actor, *user, *role, now),
+        Intent::RemoveMember { user } => remove_member(work, actor, *user, now),
+        Intent::DeleteRoom => {
+            // A repeat of a deletion that succeeded: the creator may still ask, everybody else learns nothing.
+            if work.deleted && work.role(actor) == Some(Role::Owner) {
+                return Ok(Decision::nothing(Outcome::Done));
+            }
+            work.require(actor, Action::DeleteRoom)?;
+            let event = work.event(actor, now, EventBody::RoomDeleted);
+            Ok(Decision {
+                events: vec![event],
+                outcome: Outcome::Done,
+            })
+        }
+    }
+}
+
+fn send(
+    work: &mut Work,
+    facts: &Facts,
+    actor: UserId,
+    draft: &Draft,
+    now: Timestamp,
+    id: MessageId,
+) -> Result<Decision> {
+    let key = (actor, draft.client_message_id.clone());
+    // A repeat gets its first result even if the sender may not send any more: the message is there.
+    if let Some((first, message)) = work.sent.get(&key) {
+        return if first == draft {
+            Ok(repeat(message.clone()))
+        } else {
+            Err(other_content())
+        };
+    }
+    match facts.sent.get(&key) {
+        Some(Earlier::Here(stored)) => {
+            let EventBody::Message { draft: first, .. } = &stored.sent.body else {
+                return Err(Error::defect(
+                    "an idempotency entry points at an event that is no message",
+                ));
+            };
+            let message = stored
+                .fold()
+                .ok_or_else(|| Error::defect("a message does not fold"))?;
+            return if first == draft {
+                Ok(repeat(message))
+            } else {
+                Err(other_content())
+            };
+        }
+        Some(Earlier::Elsewhere) => return Err(other_content()),
+        None => {}
+    }
+    work.require(actor, Action::Send)?;
+    let event = work.event(
+        actor,
+        now,
+        EventBody::Message {
+            id,
+            draft: draft.clone(),
+        },
+    );
+    let stored = StoredMessage {
+        sent: event.clone(),
+        changes: Vec::new(),
+    };
+    let message = stored
+        .fold()
+        .ok_or_else(|| Error::defect("a message does not fold"))?;
+    work.sent.insert(key, (draft.clone(), message.clone()));
+    Ok(Decision {
+        events: vec![event],
+        outcome: Outcome::Sent(SendOutcome {
+            message,
+            duplicate: false,
+        }),
+    })
+}
+
+fn repeat(message: Message) -> Decision {
+    Decision::nothing(Outcome::Sent(SendOutcome {
+        message,
+        duplicate: true,
+    }))
+}
+
+fn other_content() -> Error {
+    Error::new(
+        ErrorCode::IdempotencyConflict,
+        "this client message id was used for another message; use a new one",
+    )
+    .with_field(
+        "client_message_id",
+        "was used with other content or in another room",
+    )
+}
+
+/// The message as this batch left it so far.
+fn target(work: &Work, facts: &Facts, id: MessageId) -> Result<(StoredMessage, Message)> {
+    let stored = facts
+        .targets
+        .get(&(work.room.id, id))
+        .ok_or_else(|| Error::not_found("message"))?;
+    let message = stored.fold().ok_or_else(|| Error::not_found("message"))?;
+    Ok((stored.clone(), message))
+}
+
+fn within_window(message: &Message, rules: Rules, now: Timestamp) -> Result<()> {
+    if now.since(message.time) <= rules.edit_window {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::FailedPrecondition,
+        format!(
+            "a message can be changed for {} seconds after it was sent",
+            rules.edit_window.as_secs()
+        ),
+    ))
+}
+
+fn change(
+    work: &mut Work,
+    facts: &mut Facts,
+    mut stored: StoredMessage,
+    actor: UserId,
+    now: Timestamp,
+    body: EventBody,
+) -> Result<Decision> {
+    let event = work.event(actor, now, body);
+    stored.changes.push(event.clone());
+    let message = stored
+        .fold()
+        .ok_or_else(|| Error::defect("a message does not fold"))?;
+    facts.targets.insert((work.room.id, message.id), stored);
+    Ok(Decision {
+        events: vec![event],
+        outcome: Outcome::Message(message),
+    })
+}
+
+fn edit(
+    work: &mut Work,
+    facts: &mut Facts,
+    rules: Rules,
+    actor: UserId,
+    id: MessageId,
+    content: &str,
+    now: Timestamp,
+) -> Result<Decision> {
+    work.require(actor, Action::Read)?;
+    let (stored, message) = target(work, facts, id)?;
+    work.require(
+        actor,
+        Action::EditMessage {
+            own: message.sender == actor,
+        },
+    )?;
+    if message.deleted_at.is_some() {
+        return Err(Error::new(
+            ErrorCode::FailedPrecondition,
+            "the message was deleted",
+        ));
+    }
+    let mut problems = validate::Problems::default();
+    validate::content(&mut problems, message.message_type, content);
+    problems.into_result()?;
+    if message.content == content {
+        return Ok(Decision::nothing(Outcome::Message(message)));
+    }
+    within_window(&message, rules, now)?;
+    let body = EventBody::Edited {
+        id,
+        target: message.sequence,
+        content: content.to_owned(),
+    };
+    change(work, facts, stored, actor, now, body)
+}
+
+fn delete(
+    work: &mut Work,
+    facts: &mut Facts,
+    rules: Rules,
+    actor: UserId,
+    id: MessageId,
+    now: Timestamp,
+) -> Result<Decision> {
+    work.require(actor, Action::Read)?;
+    let (stored, message) = target(work, facts, id)?;
+    let own = message.sender == actor;
+    work.require(actor, Action::DeleteMessage { own })?;
+    if message.deleted_at.is_some() {
+        return Ok(Decision::nothing(Outcome::Message(message)));
+    }
+    // Moderators may always remove a message; its sender only within the window.
+    if !policy::allows(
+        work.room.kind,
+        work.role(actor),
+        Action::DeleteMessage { own: false },
+    ) {
+        within_window(&message, rules, now)?;
+    }
+    change(
+        work,
+        facts,
+        stored,
+        actor,
+        now,
+        EventBody::Deleted {
+            id,
+            target: message.sequence,
+        },
+    )
+}
+
+fn join(work: &mut Work, actor: UserId, now: Timestamp) -> Result<Decision> {
+    if let (Some(member), false) = (work.member(actor), work.deleted) {
+        return Ok(Decision::nothing(Outcome::Joined(member.since)));
+    }
+    let opening: Vec<(UserId, Role)> = match work.room.pair {
+        _ if work.deleted => return Err(Error::not_found("room")),
+        Some(pair) if pair.contains(&actor) => {
+            let people: HashSet<UserId> = pair
+                .into_iter()
+                .filter(|user| work.member(*user).is_none())
+                .collect();
+            people
+                .into_iter()
+                .map(|user| (user, Role::Member))
+                .collect()
+        }
+        None if work.head == Sequence::ZERO && work.room.created_by == actor => {
+            vec![(actor, Role::Owner)]
+        }
+        _ => {
+            work.require(actor, Action::Join)?;
+            vec![(actor, Role::Member)]
+        }
+    };
+    let events: Vec<_> = opening
+        .into_iter()
+        .map(|(user, role)| work.event(actor, now, EventBody::Joined { user, role }))
+        .collect();
+    let place = work.member(actor).map_or(work.head, |member| member.since);
+    Ok(Decision {
+        events,
+        outcome: Outcome::Joined(place),
+    })
+}
+
+fn leave(work: &mut Work, actor: UserId, now: Timestamp) -> Result<Decision> {
+    if work.member(actor).is_none() && !work.deleted {
+        policy::require(work.room.kind, None, Action::Read)?;
+        return Ok(Decision::nothing(Outcome::Done));
+    }
+    work.require(actor, Action::Leave)?;
+    let event = work.event(actor, now, EventBody::Left { user: actor });
+    Ok(Decision {
+        events: vec![event],
+        outcome: Outcome::Done,
+    })
+}
+
+fn put_member(
+    work: &mut Work,
+    actor: UserId,
+    user: UserId,
+    role: Role,
+    now: Timestamp,
+) -> Result<Decision> {
+    let present = work.member(user);
+    match present {
+        Some(member) if member.role == role => {
+            work.require(actor, Action::Read)?;
+            return Ok(Decision::nothing(Outcome::Member(member)));
+        }
+        None if role == Role::Member => work.require(actor, Action::AddMember)?,
+        _ => work.require(
+            actor,
+            Action::SetRole {
+                from: present.map(|member| member.role),
+                to: role,
+            },
+        )?,
+    }
+    let event = work.event(actor, now, EventBody::Joined { user, role });
+    let member = Member {
+        user,
+        role,
+        since: event.sequence,
+        joined_at: now,
+    };
+    Ok(Decision {
+        events: vec![event],
+        outcome: Outcome::Member(member),
+    })
+}
+
+fn remove_member(work: &mut Work, actor: UserId, user: UserId, now: Timestamp) -> Result<Decision> {
+    if user == actor {
+        return leave(work, actor, now);
+    }
+    let Some(member) = work.member(user) else {
+        work.require(actor, Action::Read)?;
+        return Ok(Decision::nothing(Outcome::Done));
+    };
+    work.require(actor, Action::RemoveMember { role: member.role })?;
+    let event = work.event(actor, now, EventBody::Left { user });
+    Ok(Decision {
+        events: vec![event],
+        outcome: Outcome::Done,
+    })
+}
+
+/// The people whom a request is about, besides the actor: their membership must be known before it is decided.
+pub fn people(room: &Room, actor: UserId, intent: &Intent) -> Vec<UserId> {
+    let mut people = vec![actor];
+    match intent {
+        Intent::PutMember { user, .. } | Intent::RemoveMember { user } => people.push(*user),
+        Intent::Join if room.kind == RoomKind::Direct => {
+            people.extend(room.pair.into_iter().flatten())
+        }
+        _ => {}
+    }
+    people
+}
+
+#[cfg(test)]
+mod tests {
+    use carillon_domain::event::MessageType;
+
+    use super::*;
+
+    const RULES: Rules = Rules {
+        edit_window: Duration::from_secs(180),
+    };
+
+    fn room(kind: RoomKind, owner: UserId) -> Work {
+        let room = Room {
+            id: RoomId::new(),
+            kind,
+            name: "r".into(),
+            description: String::new(),
+            created_by: owner,
+            created_at: Timestamp(0),
+            pair: None,
+            deleted_at: None,
+        };
+        Work::new(room, Sequence::ZERO, 0, false, HashMap::new())
+    }
+
+    fn draft(id: &str, content: &str) -> Intent {
+        Intent::Send(Draft {
+            client_message_id: ClientMessageId(id.into()),
+            message_type: MessageType::Text,
+            content: content.into(),
+            reply_to: None,
+        })
+    }
+
+    fn run(
+        work: &mut Work,
+        facts: &mut Facts,
+        actor: UserId,
+        intent: &Intent,
+        at: i64,
+    ) -> Result<Decision> {
+        decide(
+            work,
+            facts,
+            RULES,
+            actor,
+            intent,
+            Timestamp(at),
+            MessageId::new(),
+        )
+    }
+
+    fn commit(facts: &mut Facts, work: &Work, decision: &Decision) {
+        for event in &decision.events {
+            if let EventBody::Message { id, .. } = event.body {
+                facts.targets.insert(
+                    (work.room.id, id),
+                    StoredMessage {
+                        sent: event.clone(),
+                        changes: vec![],
+                    },
+                );
+            }
+        }
+    }
+
+    /// MSG-20: sequence numbers are dense from 1, and messages are counted.
+    #[test]
+    fn places_are_dense_from_one() {
+        let ann = UserId::new();
+        let (mut work, mut facts) = (room(RoomKind::Private, ann), Facts::default());
+        let mut events = run(&mut work, &mut facts, ann, &Intent::Join, 0)
+            .unwrap()
+            .events;
+        for n in 0..5 {
+            events.extend(
+                run(
+                    &mut work,
+                    &mut facts,
+                    ann,
+                    &draft(&format!("c{n}"), "hi"),
+                    0,
+                )
+                .unwrap()
+                .events,
+            );
+        }
+        let places: Vec<u64> = events.iter().map(|e| e.sequence.0).collect();
+        assert_eq!(places, [1, 2, 3, 4, 5, 6]);
+        let before: Vec<u64> = events.iter().map(|e| e.messages_before).collect();
+        assert_eq!(before, [0, 0, 1, 2, 3, 4]);
+    }
+
+    /// MSG-19: a repeat within one batch has the first result and no event; other content is refused.
+    #[test]
+    fn repeats_in_a_batch() {
+        let ann = UserId::new();
+        let (mut work, mut facts) = (room(RoomKind::Public, ann), Facts::default());
+        run(&mut work, &mut facts, ann, &Intent::Join, 0).unwrap();
+        let first = run(&mut work, &mut facts, ann, &draft("c1", "hi"), 0).unwrap();
+        let again = run(&mut work, &mut facts, ann, &draft("c1", "hi"), 5).unwrap();
+        assert!(again.events.is_empty());
+        let (Outcome::Sent(first), Outcome::Sent(again)) = (first.outcome, again.outcome) else {
+            panic!()
+        };
+        assert_eq!(first.message, again.message);
+        assert!(again.duplicate && !first.duplicate);
+        let other = run(&mut work, &mut facts, ann, &draft("c1", "ho"), 5).unwrap_err();
+        assert_eq!(other.code, ErrorCode::IdempotencyConflict);
+    }
+
+    /// MSG-08: only the sender edits, only within the window, never after a delete.
+    #[test]
+    fn editing() {
+        let (ann, bob) = (UserId::new(), UserId::new());
+        let (mut work, mut facts) = (room(RoomKind::Public, ann), Facts::default());
+        run(&mut work, &mut facts, ann, &Intent::Join, 0).unwrap();
+        run(&mut work, &mut facts, bob, &Intent::Join, 0).unwrap();
+        let sent = run(&mut work, &mut facts, bob, &draft("c1", "hi"), 1000).unwrap();
+        commit(&mut facts, &work, &sent);
+        let Outcome::Sent(sent) = sent.outcome else {
+            panic!()
+        };
+        let edit = |content: &str| Intent::Edit {
+            id: sent.message.id,
+            content: content.into(),
+        };
+        assert_eq!(
+            run(&mut work, &mut facts, ann, &edit("x"), 1000)
+                .unwrap_err()
+                .code,
+            ErrorCode::PermissionDenied
+        );
+        assert_eq!(
+            run(&mut work, &mut facts, bob, &edit(""), 1000)
+                .unwrap_err()
+                .code,
+            ErrorCode::InvalidRequest
+        );
+        let Outcome::Message(edited) = run(&mut work, &mut facts, bob, &edit("ho"), 2000)
+            .unwrap()
+            .outcome
+        else {
+            panic!()
+        };
+        assert_eq!(
+            (edited.content.as_str(), edited.edited_at),
+            ("ho", Some(Timestamp(2000)))
+        );
+        assert_eq!(
+            run(&mut work, &mut facts, bob, &edit("late"), 182_000)
+                .unwrap_err()
+                .code,
+            ErrorCode::FailedPrecondition
+        );
+        let delete = Intent::Delete {
+            id: sent.message.id,
+        };
+        assert_eq!(
+            run(&mut work, &mut facts, bob, &delete, 182_000)
+                .unwrap_err()
+                .code,
+            ErrorCode::FailedPrecondition
+        );
+        // The room's owner moderates at any time.
+        let Outcome::Message(gone) = run(&mut work, &mut facts, ann, &delete, 182_000)
+            .unwrap()
+            .outcome
+        else {
+            panic!()
+        };
+        assert_eq!(gone.content, "");
+        assert_eq!(
+            run(&mut work, &mut facts, bob, &edit("again"), 2000)
+                .unwrap_err()
+                .code,
+            ErrorCode::FailedPrecondition
+        );
+        assert!(
+            run(&mut work, &mut facts, ann, &delete, 182_000)
+                .unwrap()
+                .events
+                .is_empty(),
+            "a repeated delete changes nothing"
+        );
+    }
+
+    /// MSG-02: the first of two people to open a direct room brings both in, once.
+    #[test]
+    fn a_direct_room_has_both_people_at_once() {
+        let mut pair = [UserId::new(), UserId::new()];
+        pair.sort();
+        let (mut work, mut facts) = (room(RoomKind::Direct, pair[0]), Facts::default());
+        work.room.pair = Some(pair);
+        assert_eq!(
+            run(&mut work, &mut facts, pair[1], &Intent::Join, 0)
+                .unwrap()
+                .events
+                .len(),
+            2
+        );
+        assert_eq!(
+            run(&mut work, &mut facts, pair[0], &Intent::Join, 0)
+                .unwrap()
+                .events
+                .len(),
+            0
+        );
+        let stranger = run(&mut work, &mut facts, UserId::new(), &Intent::Join, 0).unwrap_err();
+        assert_eq!(
+            stranger.code,
+            ErrorCode::NotFound,
+            "a stranger doesn't learn that the room exists"
+        );
+    }
+
+    /// MSG-01: a private room can't be joined, written or read by a stranger, and doesn't show that it is there.
+    #[test]
+    fn strangers_to_a_private_room() {
+        let (ann, eve) = (UserId::new(), UserId::new());
+        let (mut work, mut facts) = (room(RoomKind::Private, ann), Facts::default());
+        run(&mut work, &mut facts, ann, &Intent::Join, 0).unwrap();
+        for intent in [
+            Intent::Join,
+            Intent::Leave,
+            draft("c", "hi"),
+            Intent::DeleteRoom,
+            Intent::RemoveMember { user: ann },
+        ] {
+            assert_eq!(
+                run(&mut work, &mut facts, eve, &intent, 0)
+                    .unwrap_err()
+                    .code,
+                ErrorCode::NotFound,
+                "{intent:?}"
+            );
+        }
+        let put = Intent::PutMember {
+            user: eve,
+            role: Role::Member,
+        };
+        assert_eq!(
+            run(&mut work, &mut facts, eve, &put, 0).unwrap_err().code,
+            ErrorCode::NotFound
+        );
+        run(&mut work, &mut facts, ann, &put, 0).unwrap();
+        assert_eq!(
+            run(&mut work, &mut facts, eve, &draft("c", "hi"), 0)
+                .unwrap()
+                .events
+                .len(),
+            1
+        );
+    }
+
+    /// MSG-01: nothing happens in a room after it was deleted.
+    #[test]
+    fn a_deleted_room_is_gone() {
+        let ann = UserId::new();
+        let (mut work, mut facts) = (room(RoomKind::Public, ann), Facts::default());
+        run(&mut work, &mut facts, ann, &Intent::Join, 0).unwrap();
+        run(&mut work, &mut facts, ann, &Intent::DeleteRoom, 0).unwrap();
+        assert!(
+            run(&mut work, &mut facts, ann, &Intent::DeleteRoom, 0)
+                .unwrap()
+                .events
+                .is_empty()
+        );
+        for intent in [Intent::Join, draft("c", "hi")] {
+            assert_eq!(
+                run(&mut work, &mut facts, ann, &intent, 0)
+                    .unwrap_err()
+                    .code,
+                ErrorCode::NotFound
+            );
+        }
+    }
+}

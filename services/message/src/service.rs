@@ -1,0 +1,641 @@
+use std::{
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use carillon_domain::{
+    Clock, Error, ErrorCode, MessageId, ReplicaId, Result, RoomId, Sequence, UserId,
+    event::{Draft, Message, Revision},
+    partition::Partition,
+    policy::{self, Action},
+    ports::{AccountStore, Bus, PushQueue, ReadMark, RoomLog, RoomStore},
+    room::{Member, Role, Room, RoomKind},
+    services::{
+        EventPage, HistoryQuery, MessageService, NewRoom, PresenceService, ResolvedRoom, RoomHead,
+        RoomOverview, RoomSummary, RoomView, SendOutcome,
+    },
+    signal::{Activity, Signal, Topic},
+    validate::{self, Problems},
+};
+use dashmap::DashMap;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::sync::oneshot;
+
+use crate::{
+    decide::{Intent, Outcome, Rules},
+    notify::{Notifier, PushPorts},
+    partition::{self, Partitions, Request, Shared, Write},
+    reads,
+    roster::Ownership,
+    state::RoomHandle,
+};
+
+/// Rooms that one person may be in.
+const MAX_ROOMS: usize = 5000;
+/// Events that are searched for a room's last message.
+const LAST_MESSAGE_SEARCH: u64 = 100;
+
+/// What can be set.
+#[derive(Clone, Copy, Debug)]
+pub struct MessageOptions {
+    /// How long after sending a message its sender may edit or delete it (MSG-08).
+    pub edit_window: Duration,
+}
+
+impl Default for MessageOptions {
+    fn default() -> Self {
+        Self {
+            edit_window: Duration::from_secs(180),
+        }
+    }
+}
+
+/// What the role needs.
+pub struct MessagePorts {
+    /// The logs.
+    pub log: Arc<dyn RoomLog>,
+    /// Rooms and projections.
+    pub rooms: Arc<dyn RoomStore>,
+    /// For whether a person exists, and how they are called.
+    pub accounts: Arc<dyn AccountStore>,
+    /// To gateways.
+    pub bus: Arc<dyn Bus>,
+    /// For who needs a push.
+    pub presence: Arc<dyn PresenceService>,
+    /// Where push jobs go.
+    pub push_queue: Arc<dyn PushQueue>,
+    /// The wall clock.
+    pub clock: Arc<dyn Clock>,
+    /// Which partitions are ours.
+    pub ownership: Arc<dyn Ownership>,
+}
+
+/// The message role. See the crate's documentation.
+pub struct MessageRole {
+    shared: Arc<Shared>,
+    partitions: Partitions,
+    rooms: Arc<dyn RoomStore>,
+    accounts: Arc<dyn AccountStore>,
+    /// All replicas, this one included.
+    peers: OnceLock<Arc<dyn MessageService>>,
+    me: Weak<MessageRole>,
+}
+
+impl MessageRole {
+    /// Starts the role; call it inside of a tokio runtime. `peers` reaches the owner of any room; without it this replica is
+    /// the only one.
+    pub fn start(
+        options: MessageOptions,
+        ports: MessagePorts,
+        replica: ReplicaId,
+        peers: Option<Arc<dyn MessageService>>,
+    ) -> Arc<Self> {
+        let push = PushPorts {
+            accounts: ports.accounts.clone(),
+            rooms: ports.rooms.clone(),
+            presence: ports.presence,
+            queue: ports.push_queue,
+        };
+        let notifier = Notifier::start(ports.bus, push);
+        let rules = Rules {
+            edit_window: options.edit_window,
+        };
+        let partitions = Partitions::new(Shared {
+            log: ports.log,
+            rooms: ports.rooms.clone(),
+            clock: ports.clock,
+            ownership: ports.ownership,
+            replica,
+            notifier,
+            rules,
+            opened: DashMap::new(),
+        });
+        Arc::new_cyclic(|me| Self {
+            shared: partitions.shared.clone(),
+            partitions,
+            rooms: ports.rooms,
+            accounts: ports.accounts,
+            peers: peers.map(OnceLock::from).unwrap_or_default(),
+            me: me.clone(),
+        })
+    }
+
+    fn peers(&self) -> Result<Arc<dyn MessageService>> {
+        match self.peers.get() {
+            Some(peers) => Ok(peers.clone()),
+            None => {
+                let me: Arc<dyn MessageService> = self
+                    .me
+                    .upgrade()
+                    .ok_or_else(|| Error::new(ErrorCode::Unavailable, "shutting down"))?;
+                Ok(me)
+            }
+        }
+    }
+
+    async fn write(&self, room: RoomId, actor: UserId, intent: Intent) -> Result<Outcome> {
+        self.shared.check_owner(room)?;
+        let (reply, answer) = oneshot::channel();
+        let write = Write {
+            room,
+            actor,
+            intent,
+            reply,
+            span: tracing::Span::current(),
+            traceparent: carillon_telemetry::propagation::traceparent(),
+        };
+        self.partitions
+            .enqueue(room, &self.peers()?, Request::Write(write))?;
+        answer.await.map_err(|_| {
+            Error::new(
+                ErrorCode::Unavailable,
+                "the message role is stopping, try again",
+            )
+        })?
+    }
+
+    /// The open room, whoever asks.
+    async fn open(&self, room: RoomId) -> Result<RoomHandle> {
+        self.shared.check_owner(room)?;
+        if let Some(handle) = self.shared.opened.get(&room) {
+            return Ok(handle.clone());
+        }
+        let (reply, answer) = oneshot::channel();
+        self.partitions
+            .enqueue(room, &self.peers()?, Request::Open { room, reply })?;
+        answer.await.map_err(|_| {
+            Error::new(
+                ErrorCode::Unavailable,
+                "the message role is stopping, try again",
+            )
+        })?
+    }
+
+    /// The open room if the actor may read it, with their membership.
+    async fn open_for(&self, actor: UserId, room: RoomId) -> Result<(RoomHandle, Option<Member>)> {
+        let handle = self.open(room).await?;
+        if handle.now.lock().deleted {
+            return Err(Error::not_found("room"));
+        }
+        let member = partition::member_of(self.rooms.as_ref(), &handle, actor).await?;
+        policy::require(
+            handle.room.kind,
+            member.map(|member| member.role),
+            Action::Read,
+        )?;
+        Ok((handle, member))
+    }
+
+    /// The open room if the actor is a member of it.
+    async fn open_as_member(&self, actor: UserId, room: RoomId) -> Result<RoomHandle> {
+        let (handle, member) = self.open_for(actor, room).await?;
+        if member.is_none() {
+            return Err(Error::denied("only members of the room may do this"));
+        }
+        Ok(handle)
+    }
+
+    async fn check_room_limit(&self, actor: UserId) -> Result<()> {
+        if self.rooms.rooms_of(actor, None, MAX_ROOMS).await?.len() >= MAX_ROOMS {
+            return Err(Error::new(
+                ErrorCode::FailedPrecondition,
+                format!("a person can be in at most {MAX_ROOMS} rooms"),
+            ));
+        }
+        Ok(())
+    }
+
+    async fn view(&self, actor: UserId, room: Room) -> Result<RoomView> {
+        let peers = self.peers()?;
+        peers.join(actor, room.id).await?;
+        peers.room(actor, room.id).await
+    }
+
+    async fn overview(&self, room: RoomId) -> Result<Option<RoomOverview>> {
+        let handle = match self.open(room).await {
+            Ok(handle) => handle,
+            Err(error) if error.code == ErrorCode::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let (head, messages) = {
+            let now = handle.now.lock();
+            (now.head, now.messages)
+        };
+        let floor = Sequence(head.0.saturating_sub(LAST_MESSAGE_SEARCH));
+        let query = HistoryQuery {
+            limit: 1,
+            before: Some(head.next()),
+            after: Some(floor),
+        };
+        let last_message = if messages == 0 {
+            None
+        } else {
+            reads::history(self.shared.log.as_ref(), &handle, query)
+                .await?
+                .pop()
+        };
+        Ok(Some(RoomOverview {
+            room,
+            head,
+            messages,
+            last_message,
+        }))
+    }
+}
+
+fn wrong(what: &str) -> Error {
+    Error::defect(format!("a decision about {what} had another outcome"))
+}
+
+fn check_range(field: &str, value: usize, max: usize) -> Result<()> {
+    if (1..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(Error::invalid(field, format!("1 to {max}")))
+    }
+}
+
+#[async_trait]
+impl MessageService for MessageRole {
+    async fn create_room(&self, actor: UserId, new: NewRoom) -> Result<RoomView> {
+        let mut problems = Problems::default();
+        problems.check(
+            new.kind != RoomKind::Direct,
+            "type",
+            "public, private, group or channel; direct rooms are opened with POST /dm",
+        );
+        problems.check(
+            validate::is_display_name(&new.name),
+            "name",
+            "1 to 80 characters, no control characters",
+        );
+        problems.check(
+            new.description.chars().count() <= 1000,
+            "description",
+            "at most 1000 characters",
+        );
+        problems.into_result()?;
+        self.check_room_limit(actor).await?;
+        let room = Room {
+            id: RoomId::new(),
+            kind: new.kind,
+            name: new.name.trim().to_owned(),
+            description: new.description.trim().to_owned(),
+            created_by: actor,
+            created_at: self.shared.clock.now(),
+            pair: None,
+            deleted_at: None,
+        };
+        self.rooms.create(&room).await?;
+        self.view(actor, room).await
+    }
+
+    async fn open_direct(&self, actor: UserId, peer: UserId) -> Result<(RoomView, bool)> {
+        if actor == peer {
+            return Err(Error::invalid("recipient_id", "somebody else"));
+        }
+        if self.accounts.by_ids(&[peer]).await?.is_empty() {
+            return Err(Error::not_found("user"));
+        }
+        let candidate = RoomId::new();
+        let id = self.rooms.direct_room(actor, peer, candidate).await?;
+        let room = match self.rooms.get(id).await? {
+            Some(room) => room,
+            None => {
+                // First, or somebody won the race (or crashed) before they stored it: what is stored is the same for all.
+                let mut pair = [actor, peer];
+                pair.sort();
+                let room = Room {
+                    id,
+                    kind: RoomKind::Direct,
+                    name: String::new(),
+                    description: String::new(),
+                    created_by: pair[0],
+                    created_at: self.shared.clock.now(),
+                    pair: Some(pair),
+                    deleted_at: None,
+                };
+                self.rooms.create(&room).await?;
+                room
+            }
+        };
+        Ok((self.view(actor, room).await?, id == candidate))
+    }
+
+    async fn public_rooms(&self, after: Option<RoomId>, limit: usize) -> Result<Vec<Room>> {
+        check_range("limit", limit, 100)?;
+        self.rooms.list_public(after, limit).await
+    }
+
+    async fn my_rooms(
+        &self,
+        actor: UserId,
+        after: Option<RoomId>,
+        limit: usize,
+    ) -> Result<Vec<RoomSummary>> {
+        check_range("limit", limit, 100)?;
+        let ids = self.rooms.rooms_of(actor, after, limit).await?;
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let peers = self.peers()?;
+        let (rooms, overviews, marks) = futures::try_join!(
+            self.rooms.get_many(&ids),
+            peers.overviews(&ids),
+            self.rooms.read_marks(actor, &ids)
+        )?;
+        let mut rooms: Vec<Room> = rooms
+            .into_iter()
+            .filter(|room| room.deleted_at.is_none())
+            .collect();
+        rooms.sort_by_key(|room| room.id);
+        let summary = |room: Room| {
+            let overview = overviews.iter().find(|overview| overview.room == room.id)?;
+            let read = marks
+                .iter()
+                .find(|(id, _)| *id == room.id)
+                .map(|(_, mark)| *mark)
+                .unwrap_or_default();
+            Some(RoomSummary {
+                peer: room
+                    .pair
+                    .and_then(|pair| pair.into_iter().find(|user| *user != actor)),
+                head: overview.head,
+                last_message: overview.last_message.clone(),
+                read,
+                unread: overview.messages.saturating_sub(read.messages),
+                room,
+            })
+        };
+        Ok(rooms.into_iter().filter_map(summary).collect())
+    }
+
+    async fn room_ids(&self, actor: UserId) -> Result<Vec<RoomId>> {
+        self.rooms.rooms_of(actor, None, MAX_ROOMS).await
+    }
+
+    async fn room(&self, actor: UserId, room: RoomId) -> Result<RoomView> {
+        let (handle, member) = self.open_for(actor, room).await?;
+        let head = handle.now.lock().head;
+        Ok(RoomView {
+            room: handle.room.clone(),
+            role: member.map(|member| member.role),
+            head,
+        })
+    }
+
+    async fn delete_room(&self, actor: UserId, room: RoomId) -> Result<()> {
+        self.write(room, actor, Intent::DeleteRoom)
+            .await
+            .map(|_| ())
+    }
+
+    async fn join(&self, actor: UserId, room: RoomId) -> Result<Sequence> {
+        self.shared.check_owner(room)?;
+        self.check_room_limit(actor).await?;
+        match self.write(room, actor, Intent::Join).await? {
+            Outcome::Joined(place) => Ok(place),
+            _ => Err(wrong("a join")),
+        }
+    }
+
+    async fn leave(&self, actor: UserId, room: RoomId) -> Result<()> {
+        self.write(room, actor, Intent::Leave).await.map(|_| ())
+    }
+
+    async fn members(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Member>> {
+        check_range("limit", limit, 1000)?;
+        let (handle, _) = self.open_for(actor, room).await?;
+        self.rooms.members(handle.id(), after, limit).await
+    }
+
+    async fn put_member(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        user: UserId,
+        role: Role,
+    ) -> Result<Member> {
+        self.shared.check_owner(room)?;
+        if self.accounts.by_ids(&[user]).await?.is_empty() {
+            return Err(Error::not_found("user"));
+        }
+        self.check_room_limit(user).await?;
+        match self
+            .write(room, actor, Intent::PutMember { user, role })
+            .await?
+        {
+            Outcome::Member(member) => Ok(member),
+            _ => Err(wrong("a member")),
+        }
+    }
+
+    async fn remove_member(&self, actor: UserId, room: RoomId, user: UserId) -> Result<()> {
+        self.write(room, actor, Intent::RemoveMember { user })
+            .await
+            .map(|_| ())
+    }
+
+    #[tracing::instrument(name = "message.send", skip_all, fields(otel.kind = "internal", room = %room))]
+    async fn send(&self, actor: UserId, room: RoomId, draft: Draft) -> Result<SendOutcome> {
+        validate::draft(&draft)?;
+        if let Some(answered) = draft.reply_to {
+            let found = self.shared.log.find_message(answered).await?;
+            if found.is_none_or(|(found, _)| found != room) {
+                return Err(Error::invalid("reply_to", "a message of the same room"));
+            }
+        }
+        match self.write(room, actor, Intent::Send(draft)).await? {
+            Outcome::Sent(sent) => Ok(sent),
+            _ => Err(wrong("a send")),
+        }
+    }
+
+    async fn locate(&self, message: MessageId) -> Result<ResolvedRoom> {
+        let found = self.shared.log.find_message(message).await?;
+        let (room, sequence) = found.ok_or_else(|| Error::not_found("message"))?;
+        Ok(ResolvedRoom { room, sequence })
+    }
+
+    async fn message(&self, actor: UserId, room: RoomId, message: MessageId) -> Result<Message> {
+        let (handle, _) = self.open_for(actor, room).await?;
+        let stored = partition::stored_message(self.shared.log.as_ref(), &handle, message).await?;
+        stored
+            .and_then(|stored| stored.fold())
+            .ok_or_else(|| Error::not_found("message"))
+    }
+
+    async fn revisions(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        message: MessageId,
+    ) -> Result<Vec<Revision>> {
+        let (handle, _) = self.open_for(actor, room).await?;
+        let stored = partition::stored_message(self.shared.log.as_ref(), &handle, message).await?;
+        Ok(stored
+            .ok_or_else(|| Error::not_found("message"))?
+            .revisions())
+    }
+
+    async fn edit(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        message: MessageId,
+        content: String,
+    ) -> Result<Message> {
+        match self
+            .write(
+                room,
+                actor,
+                Intent::Edit {
+                    id: message,
+                    content,
+                },
+            )
+            .await?
+        {
+            Outcome::Message(message) => Ok(message),
+            _ => Err(wrong("an edit")),
+        }
+    }
+
+    async fn delete(&self, actor: UserId, room: RoomId, message: MessageId) -> Result<Message> {
+        match self
+            .write(room, actor, Intent::Delete { id: message })
+            .await?
+        {
+            Outcome::Message(message) => Ok(message),
+            _ => Err(wrong("a delete")),
+        }
+    }
+
+    async fn history(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        query: HistoryQuery,
+    ) -> Result<Vec<Message>> {
+        check_range("limit", query.limit, 100)?;
+        let (handle, _) = self.open_for(actor, room).await?;
+        reads::history(self.shared.log.as_ref(), &handle, query).await
+    }
+
+    async fn events(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        after: Sequence,
+        limit: usize,
+    ) -> Result<EventPage> {
+        check_range("limit", limit, 1000)?;
+        let (handle, _) = self.open_for(actor, room).await?;
+        reads::events(self.shared.log.as_ref(), &handle, after, limit).await
+    }
+
+    async fn heads(&self, rooms: &[RoomId]) -> Result<Vec<RoomHead>> {
+        let heads = stream::iter(rooms.iter().copied()).map(|room| async move {
+            match self.open(room).await {
+                Ok(handle) => Ok(Some(RoomHead {
+                    room,
+                    head: handle.now.lock().head,
+                })),
+                Err(error) if error.code == ErrorCode::NotFound => Ok(None),
+                Err(error) => Err(error),
+            }
+        });
+        heads
+            .buffer_unordered(64)
+            .try_filter_map(|head| async move { Ok(head) })
+            .try_collect()
+            .await
+    }
+
+    async fn overviews(&self, rooms: &[RoomId]) -> Result<Vec<RoomOverview>> {
+        let overviews = stream::iter(rooms.iter().copied()).map(|room| self.overview(room));
+        overviews
+            .buffer_unordered(32)
+            .try_filter_map(|overview| async move { Ok(overview) })
+            .try_collect()
+            .await
+    }
+
+    async fn tail(&self, room: RoomId, after: Sequence, limit: usize) -> Result<EventPage> {
+        check_range("limit", limit, 1000)?;
+        let handle = self.open(room).await?;
+        reads::events(self.shared.log.as_ref(), &handle, after, limit).await
+    }
+
+    async fn mark_read(&self, actor: UserId, room: RoomId, sequence: Sequence) -> Result<ReadMark> {
+        let handle = self.open_as_member(actor, room).await?;
+        let (head, messages) = {
+            let now = handle.now.lock();
+            (now.head, now.messages)
+        };
+        let sequence = sequence.min(head);
+        if sequence == Sequence::ZERO {
+            return Ok(ReadMark::default());
+        }
+        let messages = if sequence == head {
+            messages
+        } else {
+            let event = self
+                .shared
+                .log
+                .events(room, &handle.fences, sequence, sequence)
+                .await?
+                .pop();
+            event
+                .ok_or_else(|| Error::defect("the log has a hole"))?
+                .messages_after()
+        };
+        let mark = ReadMark {
+            sequence,
+            messages,
+            time: self.shared.clock.now(),
+        };
+        let stands = self.rooms.mark_read(actor, room, mark).await?;
+        if stands.sequence == sequence {
+            let signal = Signal::Read {
+                room,
+                user: actor,
+                sequence,
+                time: mark.time,
+            };
+            self.shared
+                .notifier
+                .publish(Topic::Rooms(Partition::of_room(room)), &signal)
+                .await;
+        }
+        Ok(stands)
+    }
+
+    async fn activity(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        activity: Activity,
+        active: bool,
+    ) -> Result<()> {
+        self.open_as_member(actor, room).await?;
+        let signal = Signal::Activity {
+            room,
+            user: actor,
+            activity,
+            active,
+        };
+        self.shared
+            .notifier
+            .publish(Topic::of_room(room), &signal)
+            .await;
+        Ok(())
+    }
+}
