@@ -107,6 +107,15 @@ pub enum Signal {
         /// The access token that is refused from now on.
         token_id: Option<Uuid>,
     },
+    /// A person chose a state for a device: the gateway that holds its socket renews its lease with it from now on.
+    PresenceChosen {
+        /// Who.
+        user: UserId,
+        /// Which device.
+        device: DeviceId,
+        /// `Online` or `Away`.
+        state: PresenceState,
+    },
 }
 
 impl Signal {

@@ -1,0 +1,391 @@
+//! Pages of 50 at random places of filled rooms: pages per second at saturation, then latency at a fixed rate.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use http::{Method, StatusCode};
+use parking_lot::Mutex;
+use rand::Rng;
+use serde_json::Value;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use super::{CpuClock, Setting, Shares};
+use crate::checks::{Check, Failures, Span};
+use crate::frames::{self, Kind, Stamp, Stamper, now_nanos};
+use crate::pace;
+use crate::report::{Better, Measurement};
+use crate::rest::Connection;
+use crate::town::{Person, Town};
+use crate::websocket::Turn;
+
+/// What to do.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Rooms
+    #[arg(long, default_value_t = 4)]
+    pub rooms: usize,
+    /// Messages in each room, at least 50
+    #[arg(long, default_value_t = 25_000)]
+    pub messages: u64,
+    /// Connections that ask at the same time
+    #[arg(long, default_value_t = 32)]
+    pub connections: usize,
+    /// Pages per second while latencies are taken
+    #[arg(long, default_value_t = 1_000.0)]
+    pub rate: f64,
+    /// Seconds at saturation, and of the run at the fixed rate
+    #[arg(long, default_value_t = 10)]
+    pub seconds: u64,
+    /// Bytes of a message's content
+    #[arg(long, default_value_t = 100)]
+    pub content_bytes: usize,
+}
+
+/// Messages of a page.
+const PAGE: u64 = 50;
+/// Sends under way while a room is filled: as many as a gateway takes from one socket at a time.
+const FILL_WINDOW: usize = 32;
+/// One page in so many is parsed and compared with what it must hold; of the others only the messages are counted.
+const PARSED_ONE_IN: u64 = 64;
+
+struct Room {
+    id: String,
+    token: String,
+    span: Span,
+}
+
+struct Board {
+    stamper: Stamper,
+    rooms: Vec<Room>,
+    pages: AtomicU64,
+    parsed: AtomicU64,
+    stop: AtomicBool,
+    keep_from: AtomicU64,
+    latencies: Mutex<Histogram<u64>>,
+    failures: Failures,
+}
+
+/// Fills the rooms, then reads.
+pub async fn run(town: Arc<Town>, setting: &Setting<'_>, options: &Options) -> Result<Measurement> {
+    ensure!(!town.is_bare(), "a bare server keeps no history");
+    ensure!(
+        options.messages >= PAGE,
+        "--messages must be at least {PAGE}"
+    );
+    ensure!(
+        options.rooms > 0 && options.connections > 0 && options.rate > 0.0,
+        "--rooms, --connections and --rate must be above 0"
+    );
+    let mut measurement = Measurement::new(
+        format!("history, {} x {}", options.rooms, options.messages),
+        setting.subject,
+    );
+    measurement.parameter("connections", options.connections);
+    measurement.parameter("content bytes", options.content_bytes);
+    measurement.parameter("page", PAGE);
+
+    let people = town.people(options.rooms, 1, setting.progress).await?;
+    let stamper = Stamper::new(&town.run, options.content_bytes);
+    let rooms = fill(&town, setting, options, &people, &stamper).await?;
+    let filled: u64 = rooms.iter().map(|room| room.span.count).sum();
+    let board = Arc::new(Board {
+        stamper,
+        rooms,
+        pages: AtomicU64::new(0),
+        parsed: AtomicU64::new(0),
+        stop: AtomicBool::new(false),
+        keep_from: AtomicU64::new(u64::MAX),
+        latencies: Mutex::new(pace::histogram()),
+        failures: Failures::default(),
+    });
+
+    let (rate, shares) = saturate(&board, &town, setting, options).await?;
+    fixed_rate(&board, &town, setting, options).await?;
+
+    measurement.figure("pages/s, saturated", rate, Better::Higher);
+    shares.note(&mut measurement);
+    measurement.figure(
+        "pages/s while latencies are taken",
+        options.rate,
+        Better::Neither,
+    );
+    measurement.latencies(&board.latencies.lock());
+    measurement.checks = vec![
+        Check::equal(
+            "every message of the filling acknowledged",
+            filled,
+            options.messages * options.rooms as u64,
+        ),
+        Check {
+            name: "pages hold 50 messages, parsed ones the right 50".to_owned(),
+            passed: board.parsed.load(Relaxed) > 0 && board.failures.first().is_none(),
+            detail: format!(
+                "{} pages, {} parsed",
+                board.pages.load(Relaxed),
+                board.parsed.load(Relaxed)
+            ),
+        },
+        board.failures.check(),
+    ];
+    Ok(measurement)
+}
+
+/// A room per person, filled through their socket, all at the same time.
+async fn fill(
+    town: &Arc<Town>,
+    setting: &Setting<'_>,
+    options: &Options,
+    people: &[Person],
+    stamper: &Stamper,
+) -> Result<Vec<Room>> {
+    let progress = setting.progress;
+    let done = AtomicU64::new(0);
+    let wanted = options.messages * people.len() as u64;
+    let failures = Failures::default();
+    let filling =
+        futures::future::try_join_all(people.iter().enumerate().map(async |(index, person)| {
+            let first_number = index as u64 * options.messages;
+            let numbers = first_number..first_number + options.messages;
+            fill_room(town, setting, person, stamper, numbers, &done).await
+        }));
+    let watching = progress.wait(
+        "messages of the filling",
+        town.patience(),
+        &failures,
+        || (done.load(Relaxed), wanted),
+    );
+    let (rooms, ()) = futures::future::try_join(filling, watching).await?;
+    Ok(rooms)
+}
+
+async fn fill_room(
+    town: &Arc<Town>,
+    setting: &Setting<'_>,
+    person: &Person,
+    stamper: &Stamper,
+    numbers: std::ops::Range<u64>,
+    done: &AtomicU64,
+) -> Result<Room> {
+    let owner = std::slice::from_ref(person);
+    let id = town.room("history", owner, setting.progress).await?;
+    let token = person.tokens[0].clone();
+    let mut socket = town.connect(0, &token, Some(&id)).await?;
+    let writer = socket.writer();
+    let permits = Semaphore::new(FILL_WINDOW);
+    let wanted = numbers.end - numbers.start;
+
+    let sending = async {
+        for number in numbers {
+            permits.acquire().await?.forget();
+            let stamp = Stamp { number, due: 0 };
+            writer.send(&stamper.send_message(&id, stamp)).await?;
+        }
+        anyhow::Ok(())
+    };
+    let reading = async {
+        let mut span = Span::default();
+        let mut refused = None;
+        while span.count < wanted {
+            let turn = socket
+                .read(|frame| match frames::kind(frame) {
+                    Kind::Ack => {
+                        span.observe(frames::sequence(frame).unwrap_or(0));
+                        done.fetch_add(1, Relaxed);
+                        permits.add_permits(1);
+                    }
+                    Kind::Error => refused = Some(frames::excerpt(frame)),
+                    _ => {}
+                })
+                .await?;
+            if let Some(refused) = &refused {
+                bail!("a message of the filling was refused: {refused}");
+            }
+            if let Turn::Closed(reason) = turn {
+                bail!("the server closed a socket that fills a room: {reason}");
+            }
+        }
+        Ok(span)
+    };
+    let ((), span) = futures::future::try_join(sending, reading).await?;
+    writer.close().await;
+    ensure!(
+        span.highest - span.lowest + 1 == span.count,
+        "{} acknowledged messages have the sequences {} to {}: not dense",
+        span.count,
+        span.lowest,
+        span.highest
+    );
+    Ok(Room { id, token, span })
+}
+
+async fn saturate(
+    board: &Arc<Board>,
+    town: &Town,
+    setting: &Setting<'_>,
+    options: &Options,
+) -> Result<(f64, Shares)> {
+    const WARM_UP: Duration = Duration::from_secs(1);
+    let mut workers = JoinSet::new();
+    for _ in 0..options.connections {
+        let mut connection = Connection::open(town.address()).await?;
+        let board = board.clone();
+        workers.spawn(async move {
+            while !board.stop.load(Relaxed) {
+                board.read_page(&mut connection).await;
+            }
+        });
+    }
+    let label = format!("saturation, {} connections", options.connections);
+    let progress = setting.progress;
+    progress
+        .run_for(
+            &label,
+            WARM_UP,
+            &board.failures,
+            || false,
+            || "warming up".to_owned(),
+        )
+        .await?;
+    let before = board.pages.load(Relaxed);
+    let clock = CpuClock::start(setting.pids)?;
+    let rate = || (board.pages.load(Relaxed) - before) as f64 / clock.elapsed().as_secs_f64();
+    progress
+        .run_for(
+            &label,
+            Duration::from_secs(options.seconds),
+            &board.failures,
+            || false,
+            || format!("{:.0} pages/s", rate()),
+        )
+        .await?;
+    let measured = (rate(), clock.shares()?);
+    board.stop.store(true, Relaxed);
+    while let Some(worker) = workers.join_next().await {
+        worker.context("a reader panicked")?;
+    }
+    Ok(measured)
+}
+
+async fn fixed_rate(
+    board: &Arc<Board>,
+    town: &Town,
+    setting: &Setting<'_>,
+    options: &Options,
+) -> Result<()> {
+    let duration = Duration::from_secs(options.seconds);
+    let mut connections = Vec::with_capacity(options.connections);
+    for _ in 0..options.connections {
+        connections.push(Connection::open(town.address()).await?);
+    }
+    board
+        .keep_from
+        .store(now_nanos() + duration.as_nanos() as u64 / 10, Relaxed);
+    let before = board.pages.load(Relaxed);
+    // One queue for all connections: a page waits only when every connection is busy.
+    let (mut receivers, pacer) = pace::start(options.rate, duration, 1);
+    let mut due = receivers.pop().context("one worker was asked for")?;
+    let (hand_out, take) = shared_channel();
+    let mut workers = JoinSet::new();
+    workers.spawn(async move {
+        while let Some(at) = due.recv().await {
+            if hand_out.send(at).await.is_err() {
+                return;
+            }
+        }
+    });
+    for mut connection in connections {
+        let (board, take) = (board.clone(), take.clone());
+        workers.spawn(async move {
+            loop {
+                let next = take.lock().await.recv().await;
+                let Some(at) = next else { return };
+                board.read_page(&mut connection).await;
+                if at >= board.keep_from.load(Relaxed) {
+                    pace::record(&mut board.latencies.lock(), at, now_nanos());
+                }
+            }
+        });
+    }
+    let wanted = pacer.total;
+    setting
+        .progress
+        .wait(
+            &format!("{:.0} pages/s", options.rate),
+            town.patience(),
+            &board.failures,
+            || (board.pages.load(Relaxed) - before, wanted),
+        )
+        .await?;
+    while let Some(worker) = workers.join_next().await {
+        worker.context("a reader panicked")?;
+    }
+    pacer.finish()
+}
+
+/// Work for whichever worker is free.
+type Shared = Arc<tokio::sync::Mutex<mpsc::Receiver<u64>>>;
+
+fn shared_channel() -> (mpsc::Sender<u64>, Shared) {
+    let (sender, receiver) = mpsc::channel(1);
+    (sender, Arc::new(tokio::sync::Mutex::new(receiver)))
+}
+
+// === impl Board ===
+
+impl Board {
+    /// Reads a page before a random place, and looks whether it is the right one.
+    async fn read_page(&self, connection: &mut Connection) {
+        let (room, before) = {
+            let mut random = rand::rng();
+            let room = &self.rooms[random.random_range(0..self.rooms.len())];
+            let Span {
+                lowest, highest, ..
+            } = room.span;
+            (room, random.random_range(lowest + PAGE..=highest + 1))
+        };
+        let path = format!(
+            "/api/v1/rooms/{}/messages?limit={PAGE}&before={before}",
+            room.id
+        );
+        let answer = connection
+            .request(Method::GET, &path, Some(&room.token), None)
+            .await;
+        let number = self.pages.fetch_add(1, Relaxed);
+        let verdict = answer.and_then(|(status, body)| {
+            self.check_page(status, &body, number.is_multiple_of(PARSED_ONE_IN), before)
+        });
+        if let Err(error) = verdict {
+            self.failures.note(format!("{path}: {error:#}"));
+        }
+    }
+
+    fn check_page(&self, status: StatusCode, body: &Bytes, parse: bool, before: u64) -> Result<()> {
+        ensure!(
+            status == StatusCode::OK,
+            "answered {status}: {}",
+            frames::excerpt(body)
+        );
+        let found = self.stamper.count(body) as u64;
+        ensure!(found == PAGE, "{found} messages instead of {PAGE}");
+        if parse {
+            let page: Value = serde_json::from_slice(body).context("the page is no JSON")?;
+            let items = page["items"].as_array().context("the page has no items")?;
+            let mut sequences: Vec<u64> = items
+                .iter()
+                .filter_map(|item| item["sequence"].as_u64())
+                .collect();
+            sequences.sort_unstable();
+            ensure!(
+                sequences.iter().copied().eq(before - PAGE..before),
+                "it holds the sequences {sequences:?}"
+            );
+            self.parsed.fetch_add(1, Relaxed);
+        }
+        Ok(())
+    }
+}

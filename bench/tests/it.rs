@@ -1,0 +1,112 @@
+//! The load generator on its own bare server: is what it counts right?
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn bench(arguments: &[&str], json: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_carillon-bench"))
+        .args(arguments)
+        .args(["--quiet", "--patience", "20", "--json"])
+        .arg(json)
+        .output()
+        .unwrap()
+}
+
+fn figure(measurement: &Value, name: &str) -> f64 {
+    let figures = measurement["figures"].as_array().unwrap();
+    let found = figures.iter().find(|figure| figure["name"] == name);
+    found.unwrap_or_else(|| panic!("no {name} in {measurement}"))["value"]
+        .as_f64()
+        .unwrap()
+}
+
+fn check<'a>(measurement: &'a Value, name: &str) -> &'a Value {
+    let checks = measurement["checks"].as_array().unwrap();
+    checks.iter().find(|check| check["name"] == name).unwrap()
+}
+
+/// One first message, then 50 at saturation and 50 at half load, to 5 members: 505 deliveries, and every check holds.
+#[test]
+fn fan_out_on_a_bare_server_counts_every_delivery_once() {
+    let directory = tempfile::tempdir().unwrap();
+    for mode in ["per-message", "joined"] {
+        let json = directory.path().join(mode);
+        let output = bench(
+            &[
+                "fanout",
+                "--bare",
+                mode,
+                "--members",
+                "5",
+                "--messages",
+                "50",
+                "--windows",
+                "8",
+                "--senders",
+                "2",
+            ],
+            &json,
+        );
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success(),
+            "{stdout}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(stdout.contains("checks: 6 of 6 held"), "{stdout}");
+        let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+        let measurement = &report["measurements"][0];
+        assert_eq!(
+            check(measurement, "every message delivered to every reader")["detail"],
+            "505 of 505"
+        );
+        assert_eq!(
+            check(measurement, "every message acknowledged once")["detail"],
+            "101 of 101"
+        );
+        assert!(figure(measurement, "deliveries/s, saturated") > 0.0);
+        // The first tenth of the 50 at half load is not kept; how the clock cuts it may cost one message more or less.
+        let samples = figure(measurement, "latency samples");
+        assert!((200.0..=250.0).contains(&samples), "{samples}");
+    }
+}
+
+#[test]
+fn idle_sockets_on_a_bare_server_are_all_alive() {
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("json");
+    let output = bench(
+        &["idle", "--bare", "joined", "--sockets", "30", "--hold", "0"],
+        &json,
+    );
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let measurement = &report["measurements"][0];
+    assert_eq!(figure(measurement, "sockets"), 30.0);
+    assert!(figure(measurement, "server RSS after, MiB") > 0.5);
+    assert_eq!(
+        check(measurement, "every socket answers a ping after the hold")["detail"],
+        "30 of 30"
+    );
+}
+
+/// A server that is not there is an error that names the address, not a figure.
+#[test]
+fn a_target_that_does_not_answer_is_an_error() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("json");
+    let target = format!("http://{address}");
+    let output = bench(&["idle", "--target", &target, "--sockets", "1"], &json);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains(&address.to_string()), "{stderr}");
+}

@@ -1,0 +1,231 @@
+//! [`AccountStore`] (AUTH-01).
+
+use std::sync::Arc;
+
+use carillon_domain::{
+    ErrorCode, Timestamp, UserId,
+    account::{Account, User},
+    ports::AccountStore,
+};
+
+/// Every clause.
+pub async fn all(store: Arc<dyn AccountStore>) {
+    what_was_created_is_found_by_every_name(&*store).await;
+    usernames_are_compared_without_case(&*store).await;
+    a_taken_name_is_refused_by_its_field(&*store).await;
+    a_refused_account_leaves_its_other_names_free(&*store).await;
+    one_of_concurrent_creations_wins(store.clone()).await;
+    unknown_accounts_are_left_out(&*store).await;
+    a_thousand_ids_are_read_at_once(&*store).await;
+    a_password_hash_is_replaced_if_it_is_the_old_one(&*store).await;
+    one_of_concurrent_replacements_wins(store).await;
+}
+
+/// An account with fresh names.
+fn account() -> Account {
+    let id = UserId::new();
+    let unique = id.0.simple().to_string();
+    Account {
+        user: User {
+            id,
+            username: format!("Ann-{}", &unique[6..]),
+            display_name: "Ann 👋".into(),
+            created_at: Timestamp(1_700_000_000_123),
+        },
+        email: Some(format!("{unique}@example.com")),
+        phone: Some(format!("+49{}", id.0.as_u128() % 10_000_000_000_000)),
+        password_hash: Some(format!("$argon2id${unique}")),
+    }
+}
+
+/// AUTH-01: an account is found by id, username, address and number, with everything it has.
+pub async fn what_was_created_is_found_by_every_name(store: &dyn AccountStore) {
+    let mut bare = account();
+    bare.email = None;
+    bare.phone = None;
+    bare.password_hash = None;
+    for account in [account(), bare] {
+        store.create(&account).await.unwrap();
+        let found = store.by_ids(&[account.user.id]).await.unwrap();
+        assert!(found == [account.clone()], "found by id as it was stored");
+        let found = store.by_username(&account.user.username).await.unwrap();
+        assert!(found.as_ref() == Some(&account), "found by username");
+        if let Some(email) = &account.email {
+            let found = store.by_email(email).await.unwrap();
+            assert!(found.as_ref() == Some(&account), "found by address");
+        }
+        if let Some(phone) = &account.phone {
+            let found = store.by_phone(phone).await.unwrap();
+            assert!(found.as_ref() == Some(&account), "found by number");
+        }
+    }
+}
+
+/// AUTH-01: `Ann` and `ann` are one name.
+pub async fn usernames_are_compared_without_case(store: &dyn AccountStore) {
+    let first = account();
+    store.create(&first).await.unwrap();
+    for name in [
+        first.user.username.to_uppercase(),
+        first.user.username.to_lowercase(),
+    ] {
+        let found = store.by_username(&name).await.unwrap();
+        assert_eq!(
+            found.map(|found| found.user.username).as_ref(),
+            Some(&first.user.username),
+            "{name} finds the account, written as it was registered"
+        );
+        let mut second = account();
+        second.user.username = name;
+        let error = store.create(&second).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::AlreadyExists);
+    }
+}
+
+/// AUTH-01: a duplicate is `AlreadyExists`, and says of which field.
+pub async fn a_taken_name_is_refused_by_its_field(store: &dyn AccountStore) {
+    let first = account();
+    store.create(&first).await.unwrap();
+    for field in ["username", "email", "phone_number"] {
+        let mut second = account();
+        match field {
+            "username" => second.user.username.clone_from(&first.user.username),
+            "email" => second.email.clone_from(&first.email),
+            _ => second.phone.clone_from(&first.phone),
+        }
+        let error = store.create(&second).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::AlreadyExists, "{field} is taken");
+        let fields: Vec<_> = error.fields.iter().map(|f| f.field.as_str()).collect();
+        assert_eq!(fields, [field], "the error names the field");
+        let found = store.by_ids(&[second.user.id]).await.unwrap();
+        assert!(found.is_empty(), "nothing is stored when {field} is taken");
+    }
+}
+
+/// AUTH-01: whoever was refused for one name doesn't occupy the others.
+pub async fn a_refused_account_leaves_its_other_names_free(store: &dyn AccountStore) {
+    let first = account();
+    store.create(&first).await.unwrap();
+    // The name that is taken is checked last, or first, or in between: each must leave the others free.
+    for taken in 0..3 {
+        let refused = account();
+        let mut attempt = refused.clone();
+        match taken {
+            0 => attempt.user.username.clone_from(&first.user.username),
+            1 => attempt.email.clone_from(&first.email),
+            _ => attempt.phone.clone_from(&first.phone),
+        }
+        store.create(&attempt).await.unwrap_err();
+        store
+            .create(&refused)
+            .await
+            .expect("the names of a refused account are free");
+    }
+}
+
+/// AUTH-01: of many concurrent creations with one name, exactly one succeeds.
+pub async fn one_of_concurrent_creations_wins(store: Arc<dyn AccountStore>) {
+    for field in ["username", "email", "phone_number"] {
+        let model = account();
+        let attempts = (0..16).map(|_| {
+            let mut attempt = account();
+            match field {
+                "username" => attempt.user.username.clone_from(&model.user.username),
+                "email" => attempt.email.clone_from(&model.email),
+                _ => attempt.phone.clone_from(&model.phone),
+            }
+            let store = store.clone();
+            tokio::spawn(async move { (attempt.user.id, store.create(&attempt).await) })
+        });
+        let mut winners = Vec::new();
+        for attempt in attempts.collect::<Vec<_>>() {
+            match attempt.await.unwrap() {
+                (id, Ok(())) => winners.push(id),
+                (_, Err(error)) => assert_eq!(error.code, ErrorCode::AlreadyExists),
+            }
+        }
+        assert_eq!(winners.len(), 1, "exactly one creation with one {field}");
+        let found = match field {
+            "username" => store.by_username(&model.user.username).await,
+            "email" => store.by_email(model.email.as_ref().unwrap()).await,
+            _ => store.by_phone(model.phone.as_ref().unwrap()).await,
+        };
+        assert_eq!(
+            found.unwrap().map(|found| found.user.id),
+            Some(winners[0]),
+            "the name is the winner's"
+        );
+    }
+}
+
+/// AUTH-02: unknown ids and names are no error.
+pub async fn unknown_accounts_are_left_out(store: &dyn AccountStore) {
+    let known = account();
+    store.create(&known).await.unwrap();
+    let ids = [UserId::new(), known.user.id, UserId::new()];
+    let found = store.by_ids(&ids).await.unwrap();
+    assert!(found == [known], "unknown ids are left out");
+    assert!(store.by_ids(&[]).await.unwrap().is_empty());
+    let nobody = account();
+    let found = store.by_username(&nobody.user.username).await.unwrap();
+    assert!(found.is_none());
+    let found = store.by_email(nobody.email.as_ref().unwrap()).await;
+    assert!(found.unwrap().is_none());
+    let found = store.by_phone(nobody.phone.as_ref().unwrap()).await;
+    assert!(found.unwrap().is_none());
+}
+
+/// AUTH-02: the largest read that the port allows.
+pub async fn a_thousand_ids_are_read_at_once(store: &dyn AccountStore) {
+    let known = [account(), account()];
+    for account in &known {
+        store.create(account).await.unwrap();
+    }
+    let mut ids: Vec<_> = (0..998).map(|_| UserId::new()).collect();
+    ids.extend(known.iter().map(|account| account.user.id));
+    let found = store.by_ids(&ids).await.unwrap();
+    assert_eq!(found.len(), 2, "1,000 ids are allowed");
+}
+
+/// AUTH-11: a hash is upgraded only if nobody changed the password meanwhile.
+pub async fn a_password_hash_is_replaced_if_it_is_the_old_one(store: &dyn AccountStore) {
+    let account = account();
+    store.create(&account).await.unwrap();
+    let (id, old) = (account.user.id, account.password_hash.unwrap());
+    let replace =
+        async |old: &str, new: &str| store.replace_password_hash(id, old, new).await.unwrap();
+    assert!(
+        !replace("another", "new").await,
+        "not with another old hash"
+    );
+    assert!(replace(&old, "new").await, "with the old hash");
+    assert!(!replace(&old, "newer").await, "not a second time");
+    let found = store.by_ids(&[id]).await.unwrap();
+    assert_eq!(found[0].password_hash.as_deref(), Some("new"));
+    assert!(found[0].email == account.email, "nothing else changes");
+    let unknown = store.replace_password_hash(UserId::new(), &old, "new");
+    assert!(!unknown.await.unwrap(), "not of an unknown account");
+}
+
+/// AUTH-11: of concurrent replacements of one hash, exactly one succeeds.
+pub async fn one_of_concurrent_replacements_wins(store: Arc<dyn AccountStore>) {
+    let account = account();
+    store.create(&account).await.unwrap();
+    let attempts: Vec<_> = (0..8)
+        .map(|n| {
+            let (store, account) = (store.clone(), account.clone());
+            tokio::spawn(async move {
+                let old = account.password_hash.unwrap();
+                store
+                    .replace_password_hash(account.user.id, &old, &format!("new-{n}"))
+                    .await
+                    .unwrap()
+            })
+        })
+        .collect();
+    let mut winners = 0;
+    for attempt in attempts {
+        winners += u32::from(attempt.await.unwrap());
+    }
+    assert_eq!(winners, 1, "exactly one replacement of one hash");
+}

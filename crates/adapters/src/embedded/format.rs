@@ -1,0 +1,163 @@
+//! The version of the stored format, and the steps that bring an older store up to date (OPS-06).
+
+use std::path::Path;
+
+use carillon_domain::{Error, ErrorCode, Result};
+use fjall::{Database, OwnedWriteBatch, PersistMode};
+
+use super::{
+    directory::damaged,
+    tables::{Table, Tables},
+};
+
+/// What this program writes.
+pub(super) const VERSION: u32 = 1;
+
+const KEY: &[u8] = b"format";
+
+/// A step from one version to the next: reads the store and adds its changes to a batch that is written together with the new
+/// version, so that it happens once or not at all.
+pub(super) type Migration = fn(&Tables, &mut OwnedWriteBatch) -> fjall::Result<()>;
+
+/// The step from version `n + 1` to `n + 2` is at place `n`.
+pub(super) const MIGRATIONS: &[Migration] = &[];
+
+/// Runs the steps that the store still lacks. Refuses a store that a newer program made.
+pub(super) fn bring_up_to_date(
+    database: &Database,
+    tables: &Tables,
+    store: &Path,
+    migrations: &[Migration],
+) -> Result<()> {
+    let newest = 1 + u32::try_from(migrations.len()).unwrap_or(u32::MAX);
+    let mut version =
+        read_version(tables, store)?.ok_or_else(|| damaged(store, &"it names no format"))?;
+    if version > newest {
+        return Err(Error::new(
+            ErrorCode::FailedPrecondition,
+            format!(
+                "the store {} has format {version}, and this version knows formats up to {newest}: run the version that wrote it, or a later one",
+                store.display()
+            ),
+        ));
+    }
+    for migrate in migrations.iter().skip(version as usize - 1) {
+        let mut batch = database.batch().durability(Some(PersistMode::SyncAll));
+        migrate(tables, &mut batch)
+            .and_then(|()| {
+                batch.insert(
+                    tables.keyspace(Table::Meta),
+                    KEY,
+                    (version + 1).to_be_bytes(),
+                );
+                batch.commit()
+            })
+            .map_err(|cause| {
+                Error::new(
+                    ErrorCode::Unavailable,
+                    format!(
+                        "the store {} could not be brought from format {version} to {}: nothing was changed; see to the disk and start again",
+                        store.display(),
+                        version + 1
+                    ),
+                )
+                .caused_by(cause)
+            })?;
+        version += 1;
+        tracing::info!(version, "the store has a new format");
+    }
+    Ok(())
+}
+
+fn read_version(tables: &Tables, store: &Path) -> Result<Option<u32>> {
+    let Some(bytes) = tables
+        .keyspace(Table::Meta)
+        .get(KEY)
+        .map_err(|cause| damaged(store, &cause))?
+    else {
+        return Ok(None);
+    };
+    let bytes =
+        <[u8; 4]>::try_from(&*bytes).map_err(|_| damaged(store, &"its format is unreadable"))?;
+    match u32::from_be_bytes(bytes) {
+        0 => Err(damaged(store, &"its format is unreadable")),
+        version => Ok(Some(version)),
+    }
+}
+
+/// Says which format the store has; not yet synced.
+pub(super) fn write_version(
+    database: &Database,
+    tables: &Tables,
+    version: u32,
+) -> fjall::Result<()> {
+    let mut batch = database.batch();
+    batch.insert(tables.keyspace(Table::Meta), KEY, version.to_be_bytes());
+    batch.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedded::directory;
+
+    /// OPS-06: steps run once, in order, and not again at the next start.
+    #[test]
+    fn migrations_run_once() {
+        fn first(tables: &Tables, batch: &mut OwnedWriteBatch) -> fjall::Result<()> {
+            batch.insert(tables.keyspace(Table::Meta), b"test", b"1");
+            Ok(())
+        }
+        fn second(tables: &Tables, batch: &mut OwnedWriteBatch) -> fjall::Result<()> {
+            let mut value = tables
+                .keyspace(Table::Meta)
+                .get(b"test")?
+                .expect("the first step ran before")
+                .to_vec();
+            value.push(b'2');
+            batch.insert(tables.keyspace(Table::Meta), b"test", value);
+            Ok(())
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (database, tables, _directory) = directory::open(folder.path(), 1 << 20).unwrap();
+        let store = folder.path().join("store");
+        for _ in 0..2 {
+            bring_up_to_date(&database, &tables, &store, &[first, second]).unwrap();
+            let value = tables.keyspace(Table::Meta).get(b"test").unwrap().unwrap();
+            assert_eq!(&*value, b"12");
+            assert_eq!(read_version(&tables, &store).unwrap(), Some(3));
+        }
+    }
+
+    /// OPS-06: a step that fails leaves the store as it was.
+    #[test]
+    fn a_failed_migration_changes_nothing() {
+        fn fails(tables: &Tables, batch: &mut OwnedWriteBatch) -> fjall::Result<()> {
+            batch.insert(tables.keyspace(Table::Meta), b"test", b"half");
+            Err(fjall::Error::InvalidTrailer)
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (database, tables, _directory) = directory::open(folder.path(), 1 << 20).unwrap();
+        let store = folder.path().join("store");
+        let error = bring_up_to_date(&database, &tables, &store, &[fails]).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Unavailable);
+        assert!(error.detail.contains(&folder.path().display().to_string()));
+        assert!(tables.keyspace(Table::Meta).get(b"test").unwrap().is_none());
+        assert_eq!(read_version(&tables, &store).unwrap(), Some(1));
+    }
+
+    /// OPS-06: an older program doesn't touch a newer store.
+    #[test]
+    fn a_newer_store_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (database, tables, directory) = directory::open(folder.path(), 1 << 20).unwrap();
+        write_version(&database, &tables, VERSION + 1).unwrap();
+        database.persist(PersistMode::SyncAll).unwrap();
+        drop((database, tables, directory));
+        let error = directory::open(folder.path(), 1 << 20)
+            .map(drop)
+            .unwrap_err();
+        assert_eq!(error.code, ErrorCode::FailedPrecondition);
+        assert!(error.detail.contains("has format 2"), "{}", error.detail);
+    }
+}

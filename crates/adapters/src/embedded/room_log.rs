@@ -1,0 +1,342 @@
+//! [`RoomLog`]: the events of all rooms, with everything that is derived from them in the same atomic batch.
+//!
+//! An event lies at (room, its sequence, its sequence). An edit or delete lies also at (room, the message's sequence, its own
+//! sequence), so that one scan finds messages with their changes, at a cost that doesn't depend on the length of the room.
+//!
+//! One process owns everything, and the committer takes one request after the other: an epoch is a counter, an append after a
+//! later acquire sees that it is over, and there is nothing to fence or to repair.
+
+use std::{collections::HashMap, sync::Arc};
+
+use async_trait::async_trait;
+use carillon_domain::{
+    ClientMessageId, Error, ErrorCode, MessageId, ReplicaId, Result, RoomId, Sequence, UserId,
+    event::{EventBody, RoomEvent, StoredMessage},
+    partition::Partition,
+    ports::{Epoch, Fence, OpenRoom, RoomLog},
+    room::Member,
+};
+use fjall::Slice;
+
+use super::{
+    at_most,
+    codec::{
+        self, event_key, numbers, pair, place, read_event, read_member, read_numbers, read_place,
+        sent_prefix, slot_and_sequence,
+    },
+    engine::{Durability, Engine, Transaction},
+    tables::Table,
+};
+
+/// Events or places per read.
+const PAGE: u64 = 1_000;
+/// Rooms in which one client message id of one sender may be found: more can't come of honest retries.
+const CANDIDATES: usize = 64;
+
+/// The logs of all rooms.
+pub(super) struct Logs(pub(super) Arc<Engine>);
+
+/// An event, ready to be written.
+struct Encoded {
+    event: RoomEvent,
+    row: Slice,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Head {
+    sequence: Sequence,
+    messages: u64,
+}
+
+#[async_trait]
+impl RoomLog for Logs {
+    async fn acquire(&self, partition: Partition, _owner: &ReplicaId) -> Result<Epoch> {
+        self.0
+            .commit(Durability::Synced, move |transaction| {
+                let row = transaction.get(Table::Meta, epoch_key(partition))?;
+                let epoch = read_epoch(row.as_deref())?.0 + 1;
+                transaction.put(Table::Meta, epoch_key(partition), epoch.to_be_bytes());
+                Ok(Epoch(epoch))
+            })
+            .await
+    }
+
+    async fn open(&self, room: RoomId, epoch: Epoch) -> Result<OpenRoom> {
+        let view = self.0.view();
+        let row = view.get(Table::Meta, epoch_key(Partition::of_room(room)))?;
+        if read_epoch(row.as_deref())? != epoch {
+            return Err(superseded());
+        }
+        let head = read_head(view.get(Table::Heads, room.0.as_bytes())?.as_deref())?;
+        Ok(OpenRoom {
+            room,
+            head: head.sequence,
+            messages: head.messages,
+            fences: Vec::new(),
+        })
+    }
+
+    async fn append(&self, partition: Partition, epoch: Epoch, events: &[RoomEvent]) -> Result<()> {
+        // Encoded here, so that the committer has less to do.
+        let events = events
+            .iter()
+            .map(|event| {
+                if Partition::of_room(event.room) != partition {
+                    return Err(Error::defect("an event of another partition was appended"));
+                }
+                Ok(Encoded {
+                    event: event.clone(),
+                    row: codec::event(event)?.into(),
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        self.0
+            .commit(Durability::Synced, move |transaction| {
+                let row = transaction.get(Table::Meta, epoch_key(partition))?;
+                if read_epoch(row.as_deref())? != epoch {
+                    return Err(superseded());
+                }
+                append(transaction, events)
+            })
+            .await
+    }
+
+    async fn events(
+        &self,
+        room: RoomId,
+        _fences: &[Fence],
+        from: Sequence,
+        to: Sequence,
+    ) -> Result<Vec<RoomEvent>> {
+        let Some(places) = places(from, to)? else {
+            return Ok(Vec::new());
+        };
+        self.0
+            .read(places, move |view| {
+                let mut events: Vec<RoomEvent> = Vec::with_capacity(places);
+                for row in view.range(
+                    Table::Events,
+                    event_key(room, from, Sequence::ZERO),
+                    event_key(room, to.next(), Sequence::ZERO),
+                ) {
+                    let (key, row) = row?;
+                    let (slot, sequence) = slot_and_sequence(&key)?;
+                    if slot != sequence {
+                        continue;
+                    }
+                    if sequence.0 != from.0 + events.len() as u64 {
+                        return Err(Error::defect("a room's log has a gap"));
+                    }
+                    events.push(read_event(room, sequence, &row)?);
+                }
+                Ok(events)
+            })
+            .await
+    }
+
+    async fn messages(
+        &self,
+        room: RoomId,
+        _fences: &[Fence],
+        from: Sequence,
+        to: Sequence,
+    ) -> Result<Vec<StoredMessage>> {
+        let Some(places) = places(from, to)? else {
+            return Ok(Vec::new());
+        };
+        self.0
+            .read(places, move |view| {
+                let mut messages: Vec<StoredMessage> = Vec::new();
+                for row in view.range(
+                    Table::Events,
+                    event_key(room, from, Sequence::ZERO),
+                    event_key(room, to.next(), Sequence::ZERO),
+                ) {
+                    let (key, row) = row?;
+                    let (slot, sequence) = slot_and_sequence(&key)?;
+                    let event = read_event(room, sequence, &row)?;
+                    if slot != sequence {
+                        let message = messages
+                            .last_mut()
+                            .filter(|message| message.sent.sequence == slot)
+                            .ok_or_else(|| Error::defect("a change has no message"))?;
+                        message.changes.push(event);
+                    } else if matches!(event.body, EventBody::Message { .. }) {
+                        messages.push(StoredMessage {
+                            sent: event,
+                            changes: Vec::new(),
+                        });
+                    }
+                }
+                Ok(messages)
+            })
+            .await
+    }
+
+    async fn find_sent(
+        &self,
+        sender: UserId,
+        id: &ClientMessageId,
+    ) -> Result<Vec<(RoomId, Sequence)>> {
+        if id.0.len() > ClientMessageId::MAX_LEN {
+            return Ok(Vec::new());
+        }
+        let prefix = sent_prefix(sender, id);
+        self.0
+            .view()
+            .after(Table::Sent, &prefix, None)
+            .take(CANDIDATES)
+            .map(|row| read_place(row?.0.get(prefix.len()..).unwrap_or_default()))
+            .collect()
+    }
+
+    async fn find_message(&self, id: MessageId) -> Result<Option<(RoomId, Sequence)>> {
+        self.0
+            .view()
+            .get(Table::Messages, id.0.as_bytes())?
+            .map(|row| read_place(&row))
+            .transpose()
+    }
+}
+
+/// How many places `from..=to` has; `None` if none.
+fn places(from: Sequence, to: Sequence) -> Result<Option<usize>> {
+    if from == Sequence::ZERO {
+        return Err(Error::defect("events before the first were asked for"));
+    }
+    if to < from {
+        return Ok(None);
+    }
+    let places = usize::try_from(to.0 - from.0)
+        .unwrap_or(usize::MAX)
+        .saturating_add(1);
+    at_most(places, PAGE as usize)?;
+    Ok(Some(places))
+}
+
+fn append(transaction: &mut Transaction<'_>, events: Vec<Encoded>) -> Result<()> {
+    let mut heads: HashMap<RoomId, Head> = HashMap::new();
+    for Encoded { event, row } in events {
+        let head = match heads.get(&event.room) {
+            Some(head) => *head,
+            None => {
+                let row = transaction.get(Table::Heads, *event.room.0.as_bytes())?;
+                read_head(row.as_deref())?
+            }
+        };
+        // The contract that every adapter's callers keep; here it is checked.
+        if event.sequence != head.sequence.next() {
+            return Err(Error::defect(format!(
+                "event {} of room {} was appended after {}",
+                event.sequence, event.room, head.sequence
+            )));
+        }
+        if event.messages_before != head.messages {
+            return Err(Error::defect(format!(
+                "event {} of room {} counts {} messages before it instead of {}",
+                event.sequence, event.room, event.messages_before, head.messages
+            )));
+        }
+        check_body(transaction, &event)?;
+        heads.insert(
+            event.room,
+            Head {
+                sequence: event.sequence,
+                messages: event.messages_after(),
+            },
+        );
+        project(transaction, &event)?;
+        if let Some(target) = event.target() {
+            let key = event_key(event.room, target, event.sequence);
+            transaction.put(Table::Events, key, row.clone());
+        }
+        let key = event_key(event.room, event.sequence, event.sequence);
+        transaction.put(Table::Events, key, row);
+    }
+    for (room, head) in heads {
+        let row = numbers([head.sequence.0, head.messages]);
+        transaction.put(Table::Heads, *room.0.as_bytes(), row);
+    }
+    Ok(())
+}
+
+/// What an event refers to must be there.
+fn check_body(transaction: &Transaction<'_>, event: &RoomEvent) -> Result<()> {
+    if let EventBody::Message { draft, .. } = &event.body
+        && draft.client_message_id.0.len() > ClientMessageId::MAX_LEN
+    {
+        return Err(Error::defect("a client message id is too long"));
+    }
+    let Some(target) = event.target() else {
+        return Ok(());
+    };
+    let row = transaction.get(Table::Events, event_key(event.room, target, target))?;
+    let row = row.ok_or_else(|| Error::defect("an event changes one that isn't there"))?;
+    match read_event(event.room, target, &row)?.body {
+        EventBody::Message { .. } => Ok(()),
+        _ => Err(Error::defect("an event changes one that is no message")),
+    }
+}
+
+/// Writes what is derived from an event.
+fn project(transaction: &mut Transaction<'_>, event: &RoomEvent) -> Result<()> {
+    let place = place(event.room, event.sequence);
+    match &event.body {
+        EventBody::Message { id, draft } => {
+            let mut sent = sent_prefix(event.actor, &draft.client_message_id);
+            sent.extend_from_slice(&place);
+            transaction.put(Table::Sent, sent, *b"");
+            transaction.put(Table::Messages, *id.0.as_bytes(), place);
+        }
+        EventBody::Joined { user, role } => {
+            let key = pair(event.room.0, user.0);
+            let before = transaction.get(Table::Members, key)?;
+            // A change of the role doesn't change when they joined.
+            let joined_at = match before {
+                Some(row) => read_member(*user, &row)?.joined_at,
+                None => event.time,
+            };
+            let member = Member {
+                user: *user,
+                role: *role,
+                since: event.sequence,
+                joined_at,
+            };
+            transaction.put(Table::Members, key, codec::member(&member));
+            transaction.put(Table::RoomsOfUser, pair(user.0, event.room.0), *b"");
+        }
+        EventBody::Left { user } => {
+            transaction.remove(Table::Members, pair(event.room.0, user.0));
+            transaction.remove(Table::RoomsOfUser, pair(user.0, event.room.0));
+        }
+        EventBody::Edited { .. } | EventBody::Deleted { .. } | EventBody::RoomDeleted => {}
+    }
+    Ok(())
+}
+
+fn epoch_key(partition: Partition) -> [u8; 3] {
+    let [high, low] = partition.0.to_be_bytes();
+    [b'e', high, low]
+}
+
+fn read_epoch(row: Option<&[u8]>) -> Result<Epoch> {
+    row.map_or(Ok(Epoch(0)), |row| {
+        read_numbers(row).map(|[epoch]| Epoch(epoch))
+    })
+}
+
+fn read_head(row: Option<&[u8]>) -> Result<Head> {
+    row.map_or(Ok(Head::default()), |row| {
+        read_numbers(row).map(|[sequence, messages]| Head {
+            sequence: Sequence(sequence),
+            messages,
+        })
+    })
+}
+
+fn superseded() -> Error {
+    Error::new(
+        ErrorCode::NotOwner,
+        "the partition has a later owner, try again",
+    )
+}

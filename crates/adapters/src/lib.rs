@@ -1,0 +1,15 @@
+//! The ports of [`carillon_domain::ports`] on real stores, and the conformance suites that each of them passes.
+//!
+//! This is the only crate that knows drivers: an embedded LSM store, ScyllaDB, Redis, RabbitMQ and object stores. It decides
+//! nothing about rooms, people or messages: the services do.
+
+pub mod conformance;
+pub mod embedded;
+pub mod object;
+mod observe;
+#[cfg(feature = "drivers")]
+pub mod rabbitmq;
+#[cfg(feature = "drivers")]
+pub mod redis;
+#[cfg(feature = "drivers")]
+pub mod scylla;

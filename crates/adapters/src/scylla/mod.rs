@@ -1,0 +1,222 @@
+//! Ports on ScyllaDB, in CQL that Apache Cassandra 5 knows too: accounts, rooms, the rooms' logs, push targets, the index of
+//! uploads; and the migrations of its schema.
+//!
+//! Reads and writes are at LOCAL_QUORUM, conditional writes (LWT) at LOCAL_SERIAL: one data centre holds the truth. The driver
+//! reconnects by itself; nothing here retries a write whose outcome is unknown.
+//!
+//! It holds no cache, and it does not order anything: sequence numbers come from the owner of a partition.
+
+mod accounts;
+mod database;
+mod media;
+mod migrations;
+mod push_targets;
+mod room_log;
+mod rooms;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use carillon_domain::{
+    Error, ErrorCode, Result,
+    ports::{AccountStore, MediaIndex, Probe, PushTargetStore, RoomLog, RoomStore},
+};
+use scylla::{
+    client::{
+        execution_profile::ExecutionProfile, session::Session, session_builder::SessionBuilder,
+    },
+    policies::{
+        load_balancing::DefaultPolicy, retry::DefaultRetryPolicy,
+        timestamp_generator::MonotonicTimestampGenerator,
+    },
+    statement::{Consistency, SerialConsistency, prepared::PreparedStatement},
+};
+
+pub use migrations::{Applied, Replication, check_schema, migrate};
+
+use database::Database;
+
+/// How long one statement may take before its outcome counts as unknown.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long opening a session may take, all contact points together.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How to reach the database.
+#[derive(Clone)]
+pub struct ScyllaOptions {
+    /// Nodes to ask first, `host` or `host:port`; they name the others.
+    pub contact_points: Vec<String>,
+    /// The data centre to use; without it, that of the first node that answers. Others are never asked.
+    pub datacenter: Option<String>,
+    /// Lower-case letters, digits and `_`, beginning with a letter.
+    pub keyspace: String,
+    /// Copies per row in the data centre; 3 in production. Only used when migrations make the keyspace.
+    pub replication_factor: u8,
+    /// User and password, when the database wants them.
+    pub credentials: Option<(String, String)>,
+}
+
+impl std::fmt::Debug for ScyllaOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ScyllaOptions")
+            .field("contact_points", &self.contact_points)
+            .field("datacenter", &self.datacenter)
+            .field("keyspace", &self.keyspace)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Every port that the database serves. Cheap to clone.
+#[derive(Clone)]
+pub struct Stores {
+    /// Accounts.
+    pub accounts: Arc<dyn AccountStore>,
+    /// Rooms, members, read marks.
+    pub rooms: Arc<dyn RoomStore>,
+    /// The logs of all rooms.
+    pub log: Arc<dyn RoomLog>,
+    /// Where pushes go.
+    pub push_targets: Arc<dyn PushTargetStore>,
+    /// What is known of uploads.
+    pub media_index: Arc<dyn MediaIndex>,
+    /// Whether the database works.
+    pub probe: Arc<dyn Probe>,
+}
+
+/// Opens the stores. `Unavailable` naming the contact points when none answers; `FailedPrecondition` when the schema is not the
+/// one that this release needs (see [`migrate`]).
+pub async fn connect(options: &ScyllaOptions) -> Result<Stores> {
+    migrations::check_keyspace_name(&options.keyspace)?;
+    let session = open_session(options).await?;
+    check_schema(&session, &options.keyspace).await?;
+    session
+        .use_keyspace(options.keyspace.as_str(), false)
+        .await
+        .map_err(|cause| Error::unavailable("scylla", cause))?;
+    let database = Database::new(session);
+    Ok(Stores {
+        accounts: Arc::new(accounts::Accounts::new(&database).await?),
+        rooms: Arc::new(rooms::Rooms::new(&database).await?),
+        log: Arc::new(room_log::Log::new(&database).await?),
+        push_targets: Arc::new(push_targets::PushTargets::new(&database).await?),
+        media_index: Arc::new(media::Media::new(&database).await?),
+        probe: Arc::new(ScyllaProbe::new(&database).await?),
+    })
+}
+
+/// Brings the keyspace of `options` up to this release's schema: [`migrate`] with a session of its own.
+pub async fn migrate_with(options: &ScyllaOptions) -> Result<Vec<Applied>> {
+    migrations::check_keyspace_name(&options.keyspace)?;
+    let session = open_session(options).await?;
+    let replication = Replication {
+        datacenter: datacenter(options, &session)?,
+        factor: options.replication_factor,
+    };
+    migrate(&session, &options.keyspace, &replication).await
+}
+
+/// A session without a keyspace.
+pub async fn open_session(options: &ScyllaOptions) -> Result<Session> {
+    let mut balancing = DefaultPolicy::builder()
+        .token_aware(true)
+        .permit_dc_failover(false);
+    if let Some(datacenter) = &options.datacenter {
+        balancing = balancing.prefer_datacenter(datacenter.clone());
+    }
+    let profile = ExecutionProfile::builder()
+        .consistency(Consistency::LocalQuorum)
+        .serial_consistency(Some(SerialConsistency::LocalSerial))
+        .request_timeout(Some(STATEMENT_TIMEOUT))
+        .retry_policy(Arc::new(DefaultRetryPolicy::new()))
+        .speculative_execution_policy(None)
+        .load_balancing_policy(balancing.build())
+        .build();
+    let mut builder = SessionBuilder::new()
+        .known_nodes(&options.contact_points)
+        .default_execution_profile_handle(profile.into_handle())
+        .connection_timeout(Duration::from_secs(5))
+        .schema_agreement_timeout(Duration::from_secs(60))
+        // Two writes of one process to one cell must be ordered by the process, not by the clocks of two coordinators.
+        .timestamp_generator(Arc::new(MonotonicTimestampGenerator::new()))
+        // Nothing here reads the driver's copy of the schema beyond keyspaces, which token awareness needs.
+        .fetch_schema_metadata(true);
+    if let Some((user, password)) = &options.credentials {
+        builder = builder.user(user, password);
+    }
+    let unreachable = || {
+        Error::new(
+            ErrorCode::Unavailable,
+            format!(
+                "scylla: none of the contact points {} can be used; are they right, up, and is the password valid?",
+                options.contact_points.join(", ")
+            ),
+        )
+    };
+    let session = tokio::time::timeout(START_TIMEOUT, builder.build())
+        .await
+        .map_err(|late| unreachable().caused_by(late))?
+        .map_err(|cause| unreachable().caused_by(cause))?;
+    datacenter(options, &session)?;
+    Ok(session)
+}
+
+/// The data centre in use, checked against those that exist.
+fn datacenter(options: &ScyllaOptions, session: &Session) -> Result<String> {
+    let cluster = session.get_cluster_state();
+    let mut known: Vec<&str> = cluster
+        .get_nodes_info()
+        .iter()
+        .filter_map(|node| node.datacenter.as_deref())
+        .collect();
+    known.sort_unstable();
+    known.dedup();
+    match (&options.datacenter, known.as_slice()) {
+        (Some(wanted), _) if known.contains(&wanted.as_str()) => Ok(wanted.clone()),
+        (None, [only]) => Ok((*only).to_owned()),
+        (Some(wanted), _) => Err(Error::new(
+            ErrorCode::FailedPrecondition,
+            format!(
+                "scylla: there is no data centre {wanted}; there are: {}",
+                known.join(", ")
+            ),
+        )),
+        (None, _) => Err(Error::new(
+            ErrorCode::FailedPrecondition,
+            format!(
+                "scylla: name the data centre to use, one of: {}",
+                known.join(", ")
+            ),
+        )),
+    }
+}
+
+struct ScyllaProbe {
+    database: Database,
+    read: PreparedStatement,
+}
+
+impl ScyllaProbe {
+    async fn new(database: &Database) -> Result<Self> {
+        Ok(Self {
+            database: database.clone(),
+            read: database
+                .prepare("SELECT epoch FROM partition_epochs WHERE partition = ?")
+                .await?,
+        })
+    }
+}
+
+#[async_trait]
+impl Probe for ScyllaProbe {
+    fn name(&self) -> &'static str {
+        "scylla"
+    }
+
+    async fn check(&self) -> Result<()> {
+        // A quorum read: with too few replicas up, every other operation would fail too.
+        self.database
+            .row::<(i64,)>("probe", &self.read, (0i32,))
+            .await
+            .map(drop)
+    }
+}

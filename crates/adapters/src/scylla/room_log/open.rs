@@ -1,0 +1,166 @@
+//! Opening a room for a new owner: find the head, fence, finish what a crashed owner left undone.
+
+use std::collections::VecDeque;
+
+use carillon_domain::{
+    Error, Result, RoomId, Sequence,
+    partition::Partition,
+    ports::{Epoch, Fence, OpenRoom},
+};
+
+use super::{
+    BUCKET, Inner, MAX_BATCH, Row, bucket,
+    fences::{is_void, split},
+    signed, some_at_a_time, superseded, unsigned,
+};
+
+/// The end of a room's log.
+#[derive(Default)]
+struct Tail {
+    head: Sequence,
+    messages: u64,
+    /// Of every edit and delete among the last events, and of the events themselves: the events, ascending.
+    rows: VecDeque<Row>,
+}
+
+impl Inner {
+    pub(super) async fn open(&self, room: RoomId, epoch: Epoch) -> Result<OpenRoom> {
+        let partition = Partition::of_room(room);
+        let (noted, fences) = tokio::try_join!(self.noted_head(room), self.fences(room))?;
+        if fences.iter().any(|fence| fence.epoch > epoch) {
+            return Err(superseded());
+        }
+        let tail = self.tail(room, noted, &fences, epoch).await?;
+        let fences = self.fence(room, epoch, tail.head, fences).await?;
+        let undone: Vec<&Row> = tail
+            .rows
+            .iter()
+            .filter(|row| row.event.sequence > noted)
+            .collect();
+        // An event that was found may be on one replica only. Written again, it is found by every later owner; it is the same
+        // row, since the epoch is part of its key.
+        let mut writes = Vec::new();
+        for row in &undone {
+            self.write_rows(&row.event, row.epoch, &mut writes)?;
+        }
+        some_at_a_time(writes).await?;
+        // Only now it is certain that what this owner saw is what every later one will see: an owner that was replaced in the
+        // meantime may have missed a fence, and must not project what others take for void.
+        self.check_owner(partition, epoch).await?;
+        let mut writes = Vec::new();
+        for row in &undone {
+            self.write_index(&row.event, row.epoch, &mut writes);
+        }
+        some_at_a_time(writes).await?;
+        let events: Vec<_> = undone.iter().map(|row| &row.event).collect();
+        self.project(&events).await?;
+        if tail.head > noted {
+            self.heads.note(room, tail.head);
+        }
+        Ok(OpenRoom {
+            room,
+            head: tail.head,
+            messages: tail.messages,
+            fences,
+        })
+    }
+
+    async fn noted_head(&self, room: RoomId) -> Result<Sequence> {
+        let noted = self
+            .database
+            .row::<(i64,)>("read_head", &self.statements.head, (room.0,))
+            .await?;
+        noted.map_or(Ok(Sequence::ZERO), |(sequence,)| {
+            unsigned(sequence).map(Sequence)
+        })
+    }
+
+    async fn fences(&self, room: RoomId) -> Result<Vec<Fence>> {
+        let rows: Vec<(i64, i64)> = self
+            .database
+            .rows("read_fences", &self.statements.fences, (room.0,))
+            .await?;
+        rows.into_iter()
+            .map(|(epoch, first)| {
+                Ok(Fence {
+                    epoch: Epoch(unsigned(epoch)?),
+                    first: Sequence(unsigned(first)?),
+                })
+            })
+            .collect()
+    }
+
+    /// Follows the log from the noted head, which stands, to the last event without a gap before it.
+    async fn tail(
+        &self,
+        room: RoomId,
+        noted: Sequence,
+        fences: &[Fence],
+        epoch: Epoch,
+    ) -> Result<Tail> {
+        let mut tail = Tail {
+            head: Sequence(noted.0.saturating_sub(1)),
+            ..Tail::default()
+        };
+        loop {
+            let from = tail.head.next();
+            let last_of_bucket = Sequence(bucket(from) * BUCKET + BUCKET - 1);
+            for row in self.slots(room, bucket(from), from, last_of_bucket).await? {
+                let counts = row.slot == row.event.sequence
+                    && row.epoch <= epoch
+                    && !is_void(fences, row.event.sequence, row.epoch);
+                if !counts {
+                    continue;
+                }
+                if row.slot != tail.head.next() {
+                    break;
+                }
+                tail.head = row.slot;
+                tail.messages = row.event.messages_after();
+                if tail.rows.len() == MAX_BATCH {
+                    tail.rows.pop_front();
+                }
+                tail.rows.push_back(row);
+            }
+            if tail.head != last_of_bucket {
+                break;
+            }
+        }
+        if tail.head < noted {
+            return Err(Error::defect("an acknowledged event is missing"));
+        }
+        Ok(tail)
+    }
+
+    /// Sets this owner's fence, and drops fences that decide nothing any more. Answers the living ones.
+    async fn fence(
+        &self,
+        room: RoomId,
+        epoch: Epoch,
+        head: Sequence,
+        known: Vec<Fence>,
+    ) -> Result<Vec<Fence>> {
+        let mut fences = known;
+        // A room may be opened again under the same epoch. Its fence must stay where it is: moved, it would no longer void
+        // what an earlier owner wrote late at places that this one has filled since.
+        if !fences.iter().any(|fence| fence.epoch == epoch) {
+            let fence = Fence {
+                epoch,
+                first: head.next(),
+            };
+            let values = (room.0, signed(epoch.0), signed(fence.first.0));
+            self.database
+                .write("write_fence", &self.statements.put_fence, values)
+                .await?;
+            fences.push(fence);
+        }
+        let (living, dead) = split(fences);
+        for fence in dead {
+            let values = (room.0, signed(fence.epoch.0));
+            self.database
+                .write("drop_fence", &self.statements.drop_fence, values)
+                .await?;
+        }
+        Ok(living)
+    }
+}

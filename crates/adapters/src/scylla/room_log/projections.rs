@@ -1,0 +1,180 @@
+//! Members by room and rooms by user, as the log's joins and leaves say.
+//!
+//! Only for events that stand: a projection of a void event could never be taken back.
+
+use std::collections::BTreeMap;
+
+use carillon_domain::{
+    Result, RoomId, Sequence, Timestamp, UserId,
+    event::{EventBody, RoomEvent},
+    room::Role,
+};
+use futures::future::BoxFuture;
+use scylla::value::CqlTimestamp;
+
+use super::{Inner, cql_time, signed, some_at_a_time, unsigned};
+
+/// A membership after some events.
+#[derive(Clone, Copy)]
+struct Membership {
+    /// The event that made it so.
+    at: Sequence,
+    /// Role and time of joining; `None` when they left.
+    member: Option<(Role, Timestamp)>,
+}
+
+impl Inner {
+    /// Projects events, ascending per room. Doing it again changes nothing.
+    pub(super) async fn project(&self, events: &[&RoomEvent]) -> Result<()> {
+        let mut by_member: BTreeMap<(RoomId, UserId), Vec<&RoomEvent>> = BTreeMap::new();
+        for event in events {
+            if let EventBody::Joined { user, .. } | EventBody::Left { user } = event.body {
+                by_member.entry((event.room, user)).or_default().push(event);
+            }
+        }
+        let mut writes: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
+        for ((room, user), events) in by_member {
+            writes.push(Box::pin(self.project_member(room, user, events)));
+        }
+        some_at_a_time(writes).await.map(drop)
+    }
+
+    async fn project_member(
+        &self,
+        room: RoomId,
+        user: UserId,
+        events: Vec<&RoomEvent>,
+    ) -> Result<()> {
+        let stored = self
+            .database
+            .row::<(i64, CqlTimestamp)>("read_member", &self.statements.member, (room.0, user.0))
+            .await?;
+        let (stored_at, joined) = match stored {
+            Some((since, joined_at)) => (Sequence(unsigned(since)?), Some(Timestamp(joined_at.0))),
+            None => (Sequence::ZERO, None),
+        };
+        let Some(now) = fold(stored_at, joined, &events) else {
+            return Ok(());
+        };
+        let timestamp = signed(now.at.0);
+        match now.member {
+            Some((role, joined_at)) => {
+                let member = (
+                    room.0,
+                    user.0,
+                    role.as_str(),
+                    timestamp,
+                    cql_time(joined_at),
+                    timestamp,
+                );
+                let room_of_user = (user.0, room.0, timestamp, timestamp);
+                tokio::try_join!(
+                    self.database
+                        .write("put_member", &self.statements.put_member, member),
+                    self.database.write(
+                        "put_room_of_user",
+                        &self.statements.put_room_of_user,
+                        room_of_user
+                    ),
+                )?;
+            }
+            None => {
+                let member = (timestamp, room.0, user.0);
+                let room_of_user = (timestamp, user.0, room.0);
+                tokio::try_join!(
+                    self.database
+                        .write("drop_member", &self.statements.drop_member, member),
+                    self.database.write(
+                        "drop_room_of_user",
+                        &self.statements.drop_room_of_user,
+                        room_of_user
+                    ),
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The membership after the events, given the row that is stored (of event `stored_at`, of somebody who joined at `joined`).
+/// `None` when the events say nothing new.
+fn fold(
+    stored_at: Sequence,
+    joined: Option<Timestamp>,
+    events: &[&RoomEvent],
+) -> Option<Membership> {
+    let mut joined = joined;
+    let mut now = None;
+    // The event of the stored row itself is projected again: its second table may be missing.
+    for event in events.iter().filter(|event| event.sequence >= stored_at) {
+        let member = match event.body {
+            // A change of the role doesn't change when they joined.
+            EventBody::Joined { role, .. } => Some((role, *joined.get_or_insert(event.time))),
+            _ => {
+                joined = None;
+                None
+            }
+        };
+        now = Some(Membership {
+            at: event.sequence,
+            member,
+        });
+    }
+    now
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(sequence: u64, body: EventBody) -> RoomEvent {
+        RoomEvent {
+            room: RoomId::new(),
+            sequence: Sequence(sequence),
+            messages_before: 0,
+            time: Timestamp(sequence as i64 * 10),
+            actor: UserId::new(),
+            body,
+        }
+    }
+
+    fn joined(sequence: u64, role: Role) -> RoomEvent {
+        let user = UserId::new();
+        event(sequence, EventBody::Joined { user, role })
+    }
+
+    fn left(sequence: u64) -> RoomEvent {
+        event(
+            sequence,
+            EventBody::Left {
+                user: UserId::new(),
+            },
+        )
+    }
+
+    #[test]
+    fn a_new_role_keeps_the_time_of_joining_and_a_leave_forgets_it() {
+        let (a, b, c, d) = (
+            joined(1, Role::Member),
+            joined(2, Role::Admin),
+            left(3),
+            joined(4, Role::Member),
+        );
+        let after =
+            |events: &[&RoomEvent]| fold(Sequence::ZERO, None, events).and_then(|now| now.member);
+        assert_eq!(after(&[&a, &b]), Some((Role::Admin, Timestamp(10))));
+        assert_eq!(after(&[&a, &b, &c]), None);
+        assert_eq!(
+            after(&[&a, &b, &c, &d]),
+            Some((Role::Member, Timestamp(40)))
+        );
+    }
+
+    #[test]
+    fn projecting_again_changes_nothing() {
+        let (a, b) = (joined(1, Role::Member), joined(2, Role::Admin));
+        let again = fold(Sequence(2), Some(Timestamp(10)), &[&a, &b]).unwrap();
+        assert_eq!(again.member, Some((Role::Admin, Timestamp(10))));
+        assert!(fold(Sequence(3), Some(Timestamp(30)), &[&a, &b]).is_none());
+    }
+}

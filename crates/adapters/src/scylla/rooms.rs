@@ -1,0 +1,394 @@
+//! [`RoomStore`]: rooms, the projections of their logs, and read marks.
+
+use async_trait::async_trait;
+use carillon_domain::{
+    Error, Result, RoomId, Sequence, Timestamp, UserId,
+    ports::{ReadMark, RoomStore},
+    room::{Member, Role, Room, RoomKind},
+};
+use futures::future::BoxFuture;
+use scylla::{
+    statement::prepared::PreparedStatement,
+    value::{CqlTimestamp, CqlValue, MaybeUnset},
+};
+use uuid::Uuid;
+
+use super::database::{Conditional, Database, column, cql_time, signed, some_at_a_time, unsigned};
+
+/// Partitions of the public list, so that it is no hot spot. Part of the stored format.
+const PUBLIC_SHARDS: i32 = 16;
+/// Rooms per read of a user's read marks.
+const MARKS_PER_READ: usize = 100;
+
+pub(super) struct Rooms {
+    database: Database,
+    create: PreparedStatement,
+    list: PreparedStatement,
+    unlist: PreparedStatement,
+    by_id: PreparedStatement,
+    mark_deleted: PreparedStatement,
+    public_first: PreparedStatement,
+    public_after: PreparedStatement,
+    direct: PreparedStatement,
+    make_direct: PreparedStatement,
+    member: PreparedStatement,
+    members_first: PreparedStatement,
+    members_after: PreparedStatement,
+    rooms_first: PreparedStatement,
+    rooms_after: PreparedStatement,
+    mark_read: PreparedStatement,
+    read_mark: PreparedStatement,
+    read_marks: PreparedStatement,
+}
+
+/// A row of `rooms`. Only the id is there when a deletion was marked of a room that was never stored.
+type RoomColumns = (
+    Uuid,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<Uuid>,
+    Option<CqlTimestamp>,
+    Option<Uuid>,
+    Option<Uuid>,
+    Option<CqlTimestamp>,
+);
+type MemberColumns = (Uuid, String, i64, CqlTimestamp);
+type MarkColumns = (Uuid, i64, i64, CqlTimestamp);
+
+impl Rooms {
+    pub(super) async fn new(database: &Database) -> Result<Self> {
+        Ok(Self {
+            create: database
+                .prepare("INSERT INTO rooms (id, kind, name, description, created_by, created_at, pair_a, pair_b, deleted_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")
+                .await?,
+            // The later of these two wins whenever they run: a room that was taken from the list doesn't come back when its
+            // creation is repeated.
+            list: database
+                .prepare("INSERT INTO public_rooms (shard, room) VALUES (?, ?) USING TIMESTAMP 1")
+                .await?,
+            unlist: database
+                .prepare("DELETE FROM public_rooms USING TIMESTAMP 2 WHERE shard = ? AND room = ?")
+                .await?,
+            by_id: database
+                .prepare("SELECT id, kind, name, description, created_by, created_at, pair_a, pair_b, deleted_at FROM rooms WHERE id = ?")
+                .await?,
+            mark_deleted: database
+                .prepare("UPDATE rooms SET deleted_at = ? WHERE id = ?")
+                .await?,
+            public_first: database
+                .prepare("SELECT room FROM public_rooms WHERE shard = ? LIMIT ?")
+                .await?,
+            public_after: database
+                .prepare("SELECT room FROM public_rooms WHERE shard = ? AND room > ? LIMIT ?")
+                .await?,
+            direct: database
+                .prepare("SELECT room FROM direct_rooms WHERE a = ? AND b = ?")
+                .await?,
+            make_direct: database
+                .prepare_once("INSERT INTO direct_rooms (a, b, room) VALUES (?, ?, ?) IF NOT EXISTS")
+                .await?,
+            member: database
+                .prepare("SELECT user, role, since, joined_at FROM members WHERE room = ? AND user = ?")
+                .await?,
+            members_first: database
+                .prepare("SELECT user, role, since, joined_at FROM members WHERE room = ? LIMIT ?")
+                .await?,
+            members_after: database
+                .prepare("SELECT user, role, since, joined_at FROM members WHERE room = ? AND user > ? LIMIT ?")
+                .await?,
+            rooms_first: database
+                .prepare("SELECT room FROM rooms_by_user WHERE user = ? LIMIT ?")
+                .await?,
+            rooms_after: database
+                .prepare("SELECT room FROM rooms_by_user WHERE user = ? AND room > ? LIMIT ?")
+                .await?,
+            // The sequence is the write's timestamp, so that the largest mark wins without a conditional write.
+            mark_read: database
+                .prepare("INSERT INTO read_states (user, room, seq, messages, time) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?")
+                .await?,
+            read_mark: database
+                .prepare("SELECT room, seq, messages, time FROM read_states WHERE user = ? AND room = ?")
+                .await?,
+            read_marks: database
+                .prepare("SELECT room, seq, messages, time FROM read_states WHERE user = ? AND room IN ?")
+                .await?,
+            database: database.clone(),
+        })
+    }
+
+    /// The next ids of the public list, from every shard.
+    async fn public_ids(&self, after: Option<RoomId>, limit: usize) -> Result<Vec<RoomId>> {
+        let limit_of_shard = row_limit(limit);
+        let mut reads: Vec<BoxFuture<'_, Result<Vec<(Uuid,)>>>> = Vec::new();
+        for shard in 0..PUBLIC_SHARDS {
+            reads.push(match after {
+                None => {
+                    let values = (shard, limit_of_shard);
+                    Box::pin(
+                        self.database
+                            .rows("list_public", &self.public_first, values),
+                    )
+                }
+                Some(after) => {
+                    let values = (shard, after.0, limit_of_shard);
+                    Box::pin(
+                        self.database
+                            .rows("list_public", &self.public_after, values),
+                    )
+                }
+            });
+        }
+        let shards = some_at_a_time(reads).await?;
+        let mut ids: Vec<RoomId> = shards
+            .into_iter()
+            .flatten()
+            .map(|(id,)| RoomId(id))
+            .collect();
+        ids.sort_unstable();
+        ids.truncate(limit);
+        Ok(ids)
+    }
+}
+
+#[async_trait]
+impl RoomStore for Rooms {
+    async fn create(&self, room: &Room) -> Result<()> {
+        let values = (
+            room.id.0,
+            room.kind.as_str(),
+            &room.name,
+            &room.description,
+            room.created_by.0,
+            cql_time(room.created_at),
+            MaybeUnset::from_option(room.pair.map(|[a, _]| a.0)),
+            MaybeUnset::from_option(room.pair.map(|[_, b]| b.0)),
+            MaybeUnset::from_option(room.deleted_at.map(cql_time)),
+        );
+        self.database
+            .write("create_room", &self.create, values)
+            .await?;
+        if room.kind.is_listed() && room.deleted_at.is_none() {
+            let values = (public_shard(room.id), room.id.0);
+            self.database.write("list_room", &self.list, values).await?;
+        }
+        Ok(())
+    }
+
+    async fn get(&self, room: RoomId) -> Result<Option<Room>> {
+        self.database
+            .row::<RoomColumns>("get_room", &self.by_id, (room.0,))
+            .await?
+            .map_or(Ok(None), read_room)
+    }
+
+    async fn get_many(&self, rooms: &[RoomId]) -> Result<Vec<Room>> {
+        let rows = self
+            .database
+            .rows_by_key::<RoomColumns>("get_rooms", &self.by_id, rooms.iter().map(|room| room.0))
+            .await?;
+        rows.into_iter()
+            .filter_map(|row| read_room(row).transpose())
+            .collect()
+    }
+
+    async fn mark_deleted(&self, room: RoomId, at: Timestamp) -> Result<()> {
+        let Some(stored) = self.get(room).await? else {
+            return Err(Error::not_found("room"));
+        };
+        if stored.deleted_at.is_none() {
+            let values = (cql_time(at), room.0);
+            self.database
+                .write("mark_room_deleted", &self.mark_deleted, values)
+                .await?;
+        }
+        let values = (public_shard(room), room.0);
+        self.database
+            .write("unlist_room", &self.unlist, values)
+            .await
+    }
+
+    async fn list_public(&self, after: Option<RoomId>, limit: usize) -> Result<Vec<Room>> {
+        let mut listed = Vec::new();
+        let mut after = after;
+        // More than one round only when a room was marked deleted, but not yet taken from the list.
+        while listed.len() < limit {
+            let wanted = limit - listed.len();
+            let ids = self.public_ids(after, wanted).await?;
+            let mut rooms = self.get_many(&ids).await?;
+            rooms.retain(|room| room.deleted_at.is_none());
+            rooms.sort_unstable_by_key(|room| room.id);
+            listed.extend(rooms);
+            after = ids.last().copied();
+            if ids.len() < wanted {
+                break;
+            }
+        }
+        Ok(listed)
+    }
+
+    async fn direct_room(&self, a: UserId, b: UserId, candidate: RoomId) -> Result<RoomId> {
+        let (a, b) = (a.min(b), a.max(b));
+        // Once set it never changes, so that the usual call needs no conditional write.
+        let found = self
+            .database
+            .row::<(Uuid,)>("direct_room", &self.direct, (a.0, b.0))
+            .await?;
+        if let Some((room,)) = found {
+            return Ok(RoomId(room));
+        }
+        let values = (a.0, b.0, candidate.0);
+        match self
+            .database
+            .conditional("make_direct_room", &self.make_direct, values)
+            .await?
+        {
+            Conditional::Applied => Ok(candidate),
+            Conditional::Refused(row) => match column(&row, "room") {
+                Some(CqlValue::Uuid(room)) => Ok(RoomId(*room)),
+                _ => Err(Error::defect("a direct room has no id")),
+            },
+        }
+    }
+
+    async fn member(&self, room: RoomId, user: UserId) -> Result<Option<Member>> {
+        self.database
+            .row::<MemberColumns>("member", &self.member, (room.0, user.0))
+            .await?
+            .map(read_member)
+            .transpose()
+    }
+
+    async fn members(
+        &self,
+        room: RoomId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Member>> {
+        let limit = row_limit(limit);
+        let rows: Vec<MemberColumns> = match after {
+            None => {
+                self.database
+                    .rows("members", &self.members_first, (room.0, limit))
+                    .await?
+            }
+            Some(after) => {
+                let values = (room.0, after.0, limit);
+                self.database
+                    .rows("members", &self.members_after, values)
+                    .await?
+            }
+        };
+        rows.into_iter().map(read_member).collect()
+    }
+
+    async fn rooms_of(
+        &self,
+        user: UserId,
+        after: Option<RoomId>,
+        limit: usize,
+    ) -> Result<Vec<RoomId>> {
+        let limit = row_limit(limit);
+        let rows: Vec<(Uuid,)> = match after {
+            None => {
+                self.database
+                    .rows("rooms_of", &self.rooms_first, (user.0, limit))
+                    .await?
+            }
+            Some(after) => {
+                let values = (user.0, after.0, limit);
+                self.database
+                    .rows("rooms_of", &self.rooms_after, values)
+                    .await?
+            }
+        };
+        Ok(rows.into_iter().map(|(room,)| RoomId(room)).collect())
+    }
+
+    async fn mark_read(&self, user: UserId, room: RoomId, mark: ReadMark) -> Result<ReadMark> {
+        let stands = self
+            .database
+            .row::<MarkColumns>("read_mark", &self.read_mark, (user.0, room.0))
+            .await?
+            .map(read_mark)
+            .transpose()?;
+        if let Some((_, stands)) = stands
+            && stands.sequence >= mark.sequence
+        {
+            return Ok(stands);
+        }
+        let sequence = signed(mark.sequence.0);
+        let values = (
+            user.0,
+            room.0,
+            sequence,
+            signed(mark.messages),
+            cql_time(mark.time),
+            sequence,
+        );
+        // A larger mark that came in between stays; then this answer is as if it had been given before that one.
+        self.database
+            .write("mark_read", &self.mark_read, values)
+            .await?;
+        Ok(mark)
+    }
+
+    async fn read_marks(&self, user: UserId, rooms: &[RoomId]) -> Result<Vec<(RoomId, ReadMark)>> {
+        let mut reads: Vec<BoxFuture<'_, Result<Vec<MarkColumns>>>> = Vec::new();
+        for rooms in rooms.chunks(MARKS_PER_READ) {
+            let rooms: Vec<Uuid> = rooms.iter().map(|room| room.0).collect();
+            reads.push(Box::pin(self.database.rows(
+                "read_marks",
+                &self.read_marks,
+                (user.0, rooms),
+            )));
+        }
+        let found = some_at_a_time(reads).await?;
+        found.into_iter().flatten().map(read_mark).collect()
+    }
+}
+
+fn public_shard(room: RoomId) -> i32 {
+    // The low bits of a UUIDv7 are random.
+    (room.0.as_u128() % PUBLIC_SHARDS as u128) as i32
+}
+
+fn row_limit(limit: usize) -> i32 {
+    i32::try_from(limit).unwrap_or(i32::MAX).max(1)
+}
+
+fn read_room(columns: RoomColumns) -> Result<Option<Room>> {
+    let (id, kind, name, description, created_by, created_at, pair_a, pair_b, deleted_at) = columns;
+    let (Some(kind), Some(created_by), Some(created_at)) = (kind, created_by, created_at) else {
+        return Ok(None);
+    };
+    Ok(Some(Room {
+        id: RoomId(id),
+        kind: RoomKind::parse(&kind)
+            .ok_or_else(|| Error::defect("a stored kind of room is unknown"))?,
+        name: name.unwrap_or_default(),
+        description: description.unwrap_or_default(),
+        created_by: UserId(created_by),
+        created_at: Timestamp(created_at.0),
+        pair: pair_a.zip(pair_b).map(|(a, b)| [UserId(a), UserId(b)]),
+        deleted_at: deleted_at.map(|at| Timestamp(at.0)),
+    }))
+}
+
+fn read_member((user, role, since, joined_at): MemberColumns) -> Result<Member> {
+    Ok(Member {
+        user: UserId(user),
+        role: Role::parse(&role).ok_or_else(|| Error::defect("a stored role is unknown"))?,
+        since: Sequence(unsigned(since)?),
+        joined_at: Timestamp(joined_at.0),
+    })
+}
+
+fn read_mark((room, sequence, messages, time): MarkColumns) -> Result<(RoomId, ReadMark)> {
+    let mark = ReadMark {
+        sequence: Sequence(unsigned(sequence)?),
+        messages: unsigned(messages)?,
+        time: Timestamp(time.0),
+    };
+    Ok((RoomId(room), mark))
+}

@@ -1,0 +1,399 @@
+//! ScyllaDB, or Cassandra in its place.
+
+use carillon_adapters::{
+    conformance::{self, room_log::Writer},
+    scylla::{Replication, ScyllaOptions, Stores, check_schema, connect, migrate, migrate_with, open_session},
+};
+use carillon_domain::{
+    ErrorCode, MessageId, RoomId, Sequence, UserId,
+    event::{EventBody, RoomEvent},
+    ports::{Epoch, Fence},
+    room::Role,
+};
+use scylla::{client::session::Session, value::CqlTimestamp};
+
+use super::{guarded, server, unique};
+
+const VARIABLE: &str = "CARILLON_TEST_SCYLLA";
+
+/// One change of the schema at a time: servers take several badly.
+static SCHEMA: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+fn options(test: &str) -> Option<ScyllaOptions> {
+    let contact_points = server(test, VARIABLE)?;
+    Some(ScyllaOptions {
+        contact_points: contact_points.split(',').map(str::to_owned).collect(),
+        datacenter: None,
+        keyspace: unique("test_"),
+        replication_factor: 1,
+        credentials: None,
+    })
+}
+
+async fn drop_keyspace(options: &ScyllaOptions) {
+    let _one = SCHEMA.lock().await;
+    let session = open_session(options).await.unwrap();
+    let cql = format!("DROP KEYSPACE IF EXISTS {}", options.keyspace);
+    session.query_unpaged(cql, ()).await.unwrap();
+}
+
+/// Runs a body on a keyspace of its own, with a session beside the stores for what no port can do.
+async fn on_scylla<F>(test: &str, body: impl FnOnce(Stores, Session) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let Some(options) = options(test) else {
+        return;
+    };
+    {
+        let _one = SCHEMA.lock().await;
+        migrate_with(&options).await.unwrap();
+    }
+    let stores = connect(&options).await.unwrap();
+    let session = open_session(&options).await.unwrap();
+    session.use_keyspace(&options.keyspace, false).await.unwrap();
+    guarded(body(stores, session), drop_keyspace(&options)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scylla_accounts() {
+    on_scylla("scylla_accounts", |stores, _| conformance::accounts::all(stores.accounts)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scylla_rooms() {
+    on_scylla("scylla_rooms", |stores, _| conformance::rooms::all(stores.rooms, stores.log)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scylla_room_log() {
+    on_scylla("scylla_room_log", |stores, _| conformance::room_log::all(stores.log)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scylla_push_targets() {
+    on_scylla("scylla_push_targets", |stores, _| conformance::push_targets::all(stores.push_targets)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scylla_media() {
+    on_scylla("scylla_media", |stores, _| conformance::media::all(stores.media_index)).await;
+}
+
+/// OPS-01: the probe works, and says `scylla`.
+#[tokio::test(flavor = "multi_thread")]
+async fn scylla_probe() {
+    on_scylla("scylla_probe", |stores, _| async move {
+        assert_eq!(stores.probe.name(), "scylla");
+        stores.probe.check().await.unwrap();
+    })
+    .await;
+}
+
+// === owners that stop in the middle ===
+
+/// Writes an event's row as an owner does that is stopped right after.
+async fn write_row(session: &Session, event: &RoomEvent, slot: Sequence, epoch: Epoch) {
+    let cql = "INSERT INTO messages (room, bucket, slot, seq, epoch, time, actor, before, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    let values = (
+        event.room.0,
+        (slot.0 / 1000) as i64,
+        slot.0 as i64,
+        event.sequence.0 as i64,
+        epoch.0 as i64,
+        CqlTimestamp(event.time.0),
+        event.actor.0,
+        event.messages_before as i64,
+        serde_json::to_string(&event.body).unwrap(),
+    );
+    session.query_unpaged(cql, values).await.unwrap();
+}
+
+async fn write_index(session: &Session, event: &RoomEvent, epoch: Epoch) {
+    let EventBody::Message { id, draft } = &event.body else {
+        panic!("not a message")
+    };
+    let (sequence, epoch) = (event.sequence.0 as i64, epoch.0 as i64);
+    let cql = "INSERT INTO sent (sender, client_message_id, room, seq, epoch) VALUES (?, ?, ?, ?, ?)";
+    let values = (event.actor.0, &draft.client_message_id.0, event.room.0, sequence, epoch);
+    session.query_unpaged(cql, values).await.unwrap();
+    let cql = "INSERT INTO message_index (id, room, seq) VALUES (?, ?, ?) USING TIMESTAMP ?";
+    session.query_unpaged(cql, (id.0, event.room.0, sequence, epoch)).await.unwrap();
+}
+
+/// Promises 1 to 3: an owner is paused in the middle of an append, replaced, and goes on: none of its writes, whenever they
+/// arrive, is acknowledged, seen, or in the way of what the new owner wrote.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_owner_can_do_no_harm() {
+    on_scylla("a_paused_owner_can_do_no_harm", |stores, session| async move {
+        let log = &*stores.log;
+        let (room, ann) = (RoomId::new(), UserId::new());
+        let mut old = Writer::open(log, room).await;
+        let first = old.send(ann, "first").await;
+        let mut new = Writer::open(log, room).await;
+        // The client tried the same message again: the new owner stores it.
+        let retried = conformance::room_log::text("retried");
+        let stored = new.append(ann, retried.clone()).await;
+        // What the old owner had under way arrives now: the same message, and more after it.
+        let late = old.event(ann, retried);
+        let later = old.event(ann, conformance::room_log::text("later"));
+        for event in [&late, &later] {
+            write_row(&session, event, event.sequence, old.epoch).await;
+            write_index(&session, event, old.epoch).await;
+        }
+        let mut edit = old.event(ann, conformance::room_log::text(""));
+        edit.body = EventBody::Edited {
+            id: message_id(&first),
+            target: first.sequence,
+            content: "edited late".into(),
+        };
+        write_row(&session, &edit, edit.sequence, old.epoch).await;
+        write_row(&session, &edit, first.sequence, old.epoch).await;
+        let partition = carillon_domain::partition::Partition::of_room(room);
+        let refused = log.append(partition, old.epoch, &[late.clone(), later.clone()]).await;
+        assert_eq!(refused.unwrap_err().code, ErrorCode::NotOwner);
+        let refused = log.open(room, old.epoch).await;
+        assert_eq!(refused.unwrap_err().code, ErrorCode::NotOwner, "nor may it open rooms");
+
+        let last = new.send(ann, "last").await;
+        let expected = vec![first, stored.clone(), last];
+        assert_eq!(new.history().await, expected);
+        let newest = Writer::open(log, room).await;
+        assert_eq!(newest.history().await, expected);
+        assert_eq!(newest.messages, 3);
+        let messages = log.messages(room, &newest.fences, Sequence(1), newest.head).await.unwrap();
+        assert!(messages.iter().all(|message| message.changes.is_empty()), "no late edit is seen");
+        // The index knows both places of the retried message; one of them holds it.
+        let EventBody::Message { id, draft } = &stored.body else {
+            unreachable!()
+        };
+        let found = log.find_sent(ann, &draft.client_message_id).await.unwrap();
+        assert!(found.contains(&(room, stored.sequence)), "{found:?}");
+        assert_eq!(log.find_message(*id).await.unwrap(), Some((room, stored.sequence)));
+        // An entry of a void event leads to an event that is another one, or to none.
+        let found = log.find_message(message_id(&later)).await.unwrap();
+        assert_eq!(found, Some((room, later.sequence)));
+        assert_ne!(expected.get(later.sequence.0 as usize - 1), Some(&later));
+    })
+    .await;
+}
+
+/// Promises 1 and 3: what a crashed owner left half done is finished by the next one: index, overlays, members.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crashed_owner_is_tidied_up_after() {
+    on_scylla("a_crashed_owner_is_tidied_up_after", |stores, session| async move {
+        let log = &*stores.log;
+        let (room, ann, bob) = (RoomId::new(), UserId::new(), UserId::new());
+        let mut crashed = Writer::open(log, room).await;
+        let first = crashed.send(ann, "first").await;
+        let message = crashed.event(ann, conformance::room_log::text("half done"));
+        let edit = crashed.event(
+            ann,
+            EventBody::Edited {
+                id: message_id(&first),
+                target: first.sequence,
+                content: "edited".into(),
+            },
+        );
+        let joined = crashed.event(
+            ann,
+            EventBody::Joined {
+                user: bob,
+                role: Role::Member,
+            },
+        );
+        // Only the events' own rows were written; after a hole there is one more.
+        let hole = crashed.event(ann, conformance::room_log::text("never written"));
+        let beyond = crashed.event(ann, conformance::room_log::text("beyond"));
+        for event in [&message, &edit, &joined, &beyond] {
+            write_row(&session, event, event.sequence, crashed.epoch).await;
+        }
+        assert!(log.find_message(message_id(&message)).await.unwrap().is_none());
+
+        let mut next = Writer::open(log, room).await;
+        let mut expected = vec![first, message.clone(), edit.clone(), joined.clone()];
+        assert_eq!(next.history().await, expected);
+        assert_eq!(next.messages, 2);
+        let found = log.find_message(message_id(&message)).await.unwrap();
+        assert_eq!(found, Some((room, message.sequence)));
+        let EventBody::Message { draft, .. } = &message.body else {
+            unreachable!()
+        };
+        let found = log.find_sent(ann, &draft.client_message_id).await.unwrap();
+        assert_eq!(found, [(room, message.sequence)]);
+        let messages = log.messages(room, &next.fences, Sequence(1), next.head).await.unwrap();
+        assert_eq!(messages[0].changes, [edit]);
+        let member = stores.rooms.member(room, bob).await.unwrap().unwrap();
+        assert_eq!((member.since, member.joined_at), (joined.sequence, joined.time));
+        assert_eq!(stores.rooms.rooms_of(bob, None, 10).await.unwrap(), [room]);
+        // The place of the hole is taken anew; what lay beyond it stays void.
+        expected.push(next.send(ann, "after").await);
+        expected.push(next.send(ann, "and after").await);
+        assert_ne!(expected[4], hole);
+        let newest = Writer::open(log, room).await;
+        assert_eq!(newest.history().await, expected);
+    })
+    .await;
+}
+
+/// Promise 2: opening a room again under one epoch moves no fence, and a quiet room keeps one fence.
+#[tokio::test(flavor = "multi_thread")]
+async fn fences_stay_few_and_where_they_are() {
+    on_scylla("fences_stay_few_and_where_they_are", |stores, session| async move {
+        let log = &*stores.log;
+        let (room, ann) = (RoomId::new(), UserId::new());
+        let mut old = Writer::open(log, room).await;
+        old.send(ann, "one").await;
+        let mut owner = Writer::open(log, room).await;
+        owner.send(ann, "two").await;
+        let late = old.event(ann, conformance::room_log::text("late"));
+        let again = log.open(room, owner.epoch).await.unwrap();
+        assert_eq!(again.fences, owner.fences);
+        assert_eq!(again.head, owner.head);
+        write_row(&session, &late, late.sequence, old.epoch).await;
+        let again = log.open(room, owner.epoch).await.unwrap();
+        let events = log.events(room, &again.fences, Sequence(1), again.head).await.unwrap();
+        assert_eq!(events.len(), 2);
+        assert_ne!(events[1], late);
+        for _ in 0..5 {
+            let quiet = Writer::open(log, room).await;
+            let last = Fence {
+                epoch: quiet.epoch,
+                first: quiet.head.next(),
+            };
+            assert_eq!(quiet.fences.len(), 3, "{:?}", quiet.fences);
+            assert_eq!(quiet.fences.last(), Some(&last));
+        }
+    })
+    .await;
+}
+
+fn message_id(event: &RoomEvent) -> MessageId {
+    match &event.body {
+        EventBody::Message { id, .. } => *id,
+        _ => panic!("not a message"),
+    }
+}
+
+// === accounts ===
+
+/// AUTH-01: a creation that crashed after claiming names doesn't keep them, and can't come back to life.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crashed_creation_gives_its_names_back() {
+    on_scylla("a_crashed_creation_gives_its_names_back", |stores, session| async move {
+        let crashed = UserId::new();
+        let long_ago = CqlTimestamp(1_000_000_000_000);
+        for (kind, name) in [("username", "zoe"), ("email", "zoe@example.com")] {
+            let cql = "INSERT INTO account_names (kind, name, user, claimed_at) VALUES (?, ?, ?, ?) IF NOT EXISTS";
+            session.query_unpaged(cql, (kind, name, crashed.0, long_ago)).await.unwrap();
+        }
+        assert!(stores.accounts.by_username("zoe").await.unwrap().is_none());
+        let account = |id: UserId| carillon_domain::account::Account {
+            user: carillon_domain::account::User {
+                id,
+                username: "Zoe".into(),
+                display_name: "Zoe".into(),
+                created_at: carillon_domain::Timestamp(1_700_000_000_000),
+            },
+            email: Some("zoe@example.com".into()),
+            phone: None,
+            password_hash: Some("hash".into()),
+        };
+        let created = account(UserId::new());
+        stores.accounts.create(&created).await.unwrap();
+        assert_eq!(stores.accounts.by_email("zoe@example.com").await.unwrap(), Some(created.clone()));
+        assert_eq!(stores.accounts.by_username("ZOE").await.unwrap(), Some(created.clone()));
+        // The crashed creation goes on after all.
+        let error = stores.accounts.create(&account(crashed)).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::AlreadyExists);
+        assert_eq!(stores.accounts.by_ids(&[crashed, created.user.id]).await.unwrap(), [created]);
+    })
+    .await;
+}
+
+// === schema ===
+
+/// OPS-06: migrations run once, also when several processes run them at once; a role refuses another schema.
+#[tokio::test(flavor = "multi_thread")]
+async fn migrations_run_once() {
+    let Some(options) = options("migrations_run_once") else {
+        return;
+    };
+    let session = open_session(&options).await.unwrap();
+    let keyspace = options.keyspace.clone();
+    let body = {
+        let options = options.clone();
+        async move {
+            let error = check_schema(&session, &keyspace).await.unwrap_err();
+            assert_eq!(error.code, ErrorCode::FailedPrecondition, "there is no keyspace yet");
+            let Err(error) = connect(&options).await else {
+                panic!("there is no schema yet")
+            };
+            assert!(error.detail.contains("version 0"), "{}", error.detail);
+            let runs: Vec<_> = {
+                let _one = SCHEMA.lock().await;
+                let runs = (0..3).map(|_| {
+                    let options = options.clone();
+                    tokio::spawn(async move { migrate_with(&options).await.unwrap() })
+                });
+                futures::future::join_all(runs).await
+            };
+            let applied: Vec<_> = runs.into_iter().flat_map(Result::unwrap).collect();
+            let mut versions: Vec<i32> = applied.iter().map(|applied| applied.version).collect();
+            versions.sort_unstable();
+            let once: Vec<i32> = (1..).take(versions.len()).collect();
+            assert_eq!(versions, once, "each migration was applied by one of them");
+            assert!(!versions.is_empty());
+            check_schema(&session, &keyspace).await.unwrap();
+            let datacenter = session.get_cluster_state().get_nodes_info()[0].datacenter.clone();
+            let replication = Replication {
+                datacenter: datacenter.unwrap(),
+                factor: 1,
+            };
+            let again = migrate(&session, &keyspace, &replication).await.unwrap();
+            assert_eq!(again, [], "the second time there is nothing to do");
+
+            let newer = versions.len() as i32 + 1;
+            let cql = format!(
+                "INSERT INTO {keyspace}.schema_migrations (component, version, checksum) VALUES ('carillon', ?, 'x')"
+            );
+            session.query_unpaged(cql, (newer,)).await.unwrap();
+            let error = check_schema(&session, &keyspace).await.unwrap_err();
+            assert_eq!(error.code, ErrorCode::FailedPrecondition);
+            assert!(error.detail.contains("newer release"), "{}", error.detail);
+            let cql = format!(
+                "UPDATE {keyspace}.schema_migrations SET checksum = 'other' WHERE component = 'carillon' AND version = 1"
+            );
+            session.query_unpaged(cql, ()).await.unwrap();
+            let error = check_schema(&session, &keyspace).await.unwrap_err();
+            assert!(error.detail.contains("other statements"), "{}", error.detail);
+        }
+    };
+    guarded(body, drop_keyspace(&options)).await;
+}
+
+/// Promise 8: servers that aren't there are named; so is a data centre that doesn't exist.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreachable_scylla_is_named() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unreachable = ScyllaOptions {
+        contact_points: vec![nobody.to_string()],
+        datacenter: None,
+        keyspace: "nowhere".into(),
+        replication_factor: 1,
+        credentials: Some(("user".into(), "secret".into())),
+    };
+    let Err(error) = connect(&unreachable).await else {
+        panic!("nobody listens there")
+    };
+    assert_eq!(error.code, ErrorCode::Unavailable);
+    assert!(error.detail.contains(&nobody.to_string()), "{}", error.detail);
+    assert!(!format!("{error} {error:?} {unreachable:?}").contains("secret"));
+    let Some(mut options) = options("an_unreachable_scylla_is_named") else {
+        return;
+    };
+    options.datacenter = Some("atlantis".into());
+    let error = open_session(&options).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::FailedPrecondition);
+    assert!(error.detail.contains("atlantis"), "{}", error.detail);
+}

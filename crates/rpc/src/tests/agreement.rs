@@ -1,0 +1,241 @@
+//! A caller can't tell where a service runs: the same script, run against the service itself and through server and client, leads to
+//! the same calls and the same answers.
+
+use std::{fmt::Debug, sync::Arc};
+
+use bytes::Bytes;
+use carillon_domain::{
+    DeviceId, MediaId, MessageId, Result, RoomId, Sequence, UserId,
+    account::{ClientInfo, Tokens},
+    presence::{Lease, PresenceState},
+    push::PushProvider,
+    room::{Role, RoomKind},
+    services::{
+        AuthService, HistoryQuery, Login, MediaService, MessageService, NewAccount, NewMedia,
+        NewPushTarget, NewRoom, NotificationService, PresenceService,
+    },
+    signal::Activity,
+};
+
+use super::{
+    MAX_UPLOAD, all_of, credentials,
+    fakes::{FakeServices, ann, draft, uuid},
+    start,
+};
+use crate::{AuthClient, MediaClient, MessageClient, NotificationClient, PresenceClient};
+
+#[derive(Default)]
+struct Transcript(Vec<String>);
+
+impl Transcript {
+    fn add<T: Debug>(&mut self, answer: Result<T>) {
+        self.0.push(format!("{:?}", answer.unwrap()));
+    }
+
+    fn add_tokens(&mut self, answer: Result<Tokens>) {
+        // Their own debug form hides them.
+        self.add(answer.map(|t| {
+            (
+                t.access_token,
+                t.refresh_token,
+                t.expires_in,
+                t.user,
+                t.device,
+            )
+        }));
+    }
+}
+
+async fn auth_script(service: &dyn AuthService) -> Transcript {
+    let mut said = Transcript::default();
+    let client = ClientInfo {
+        device_name: Some("Ann's phone".into()),
+        user_agent: Some("tests".into()),
+        ip: Some("192.0.2.1".into()),
+    };
+    let account = NewAccount {
+        username: "ann".into(),
+        email: "ann@example.com".into(),
+        password: "secret 1".into(),
+    };
+    let login = Login {
+        login: "ann".into(),
+        password: "secret 1".into(),
+    };
+    said.add(service.register(account).await);
+    said.add_tokens(service.login(login, client.clone()).await);
+    said.add(service.send_otp("+491701234567").await);
+    said.add_tokens(
+        service
+            .verify_otp("+491701234567", "123456", ClientInfo::default())
+            .await,
+    );
+    said.add_tokens(service.refresh("old").await);
+    said.add(service.logout(&ann()).await);
+    said.add(service.logout_all(&ann()).await);
+    said.add(service.sessions(&ann()).await);
+    said.add(service.end_session(&ann(), DeviceId(uuid(77))).await);
+    said.add(service.users(&[UserId(uuid(1)), UserId(uuid(2))]).await);
+    said.add(service.users(&[]).await);
+    said.add(service.user_by_name("ann").await);
+    said.add(service.user_by_name("nobody").await);
+    said.add(service.me(&ann()).await);
+    said.add(service.issue_ticket(&ann()).await);
+    said.add(service.redeem_ticket("ticket").await);
+    said
+}
+
+async fn message_script(service: &dyn MessageService) -> Transcript {
+    let mut said = Transcript::default();
+    let (actor, peer) = (UserId(uuid(1)), UserId(uuid(2)));
+    let (room, id) = (RoomId(uuid(30)), MessageId(uuid(41)));
+    let new = NewRoom {
+        kind: RoomKind::Channel,
+        name: "news".into(),
+        description: String::new(),
+    };
+    let query = HistoryQuery {
+        limit: 100,
+        before: Some(Sequence(9)),
+        after: None,
+    };
+    said.add(service.create_room(actor, new).await);
+    said.add(service.open_direct(actor, peer).await);
+    said.add(service.public_rooms(Some(room), 1).await);
+    said.add(service.public_rooms(None, 100).await);
+    said.add(service.my_rooms(actor, Some(room), 100).await);
+    said.add(service.room_ids(actor).await);
+    said.add(service.room(actor, room).await);
+    said.add(service.delete_room(actor, room).await);
+    said.add(service.join(actor, room).await);
+    said.add(service.leave(actor, room).await);
+    said.add(service.members(actor, room, Some(peer), 1000).await);
+    said.add(service.put_member(actor, room, peer, Role::Owner).await);
+    said.add(service.remove_member(actor, room, peer).await);
+    said.add(service.send(actor, room, draft("hello")).await);
+    said.add(service.locate(id).await);
+    said.add(service.message(actor, room, id).await);
+    said.add(service.revisions(actor, room, id).await);
+    said.add(service.edit(actor, room, id, "better".into()).await);
+    said.add(service.delete(actor, room, id).await);
+    said.add(service.history(actor, room, query).await);
+    // As large as a page gets: above tonic's default limit.
+    said.add(service.events(actor, room, Sequence(3), 1000).await);
+    said.add(service.heads(&[room, RoomId(uuid(31))]).await);
+    said.add(service.overviews(&[room]).await);
+    said.add(service.tail(room, Sequence(0), 1000).await);
+    said.add(service.mark_read(actor, room, Sequence(8)).await);
+    said.add(
+        service
+            .activity(actor, room, Activity::Recording, true)
+            .await,
+    );
+    said.add(service.activity(actor, room, Activity::Typing, false).await);
+    said
+}
+
+async fn presence_script(service: &dyn PresenceService) -> Transcript {
+    let mut said = Transcript::default();
+    let lease = Lease {
+        user: UserId(uuid(1)),
+        device: DeviceId(uuid(2)),
+        state: PresenceState::Away,
+    };
+    said.add(service.renew(&[lease]).await);
+    said.add(service.release(lease.user, lease.device).await);
+    said.add(service.get(&[UserId(uuid(5)), UserId(uuid(4))]).await);
+    said
+}
+
+async fn media_script(service: &dyn MediaService) -> Transcript {
+    let mut said = Transcript::default();
+    let (actor, id) = (UserId(uuid(1)), MediaId(uuid(50)));
+    let file = NewMedia {
+        room: RoomId(uuid(30)),
+        file_name: "a.png".into(),
+        bytes: Bytes::from(vec![1; MAX_UPLOAD]),
+    };
+    said.add(service.upload(actor, file).await);
+    said.add(service.describe(actor, id).await);
+    said.add(
+        service
+            .download(actor, id, None)
+            .await
+            .map(|(media, bytes)| (media, bytes.len())),
+    );
+    said.add(service.download(actor, id, Some(10..20)).await);
+    said
+}
+
+async fn notification_script(service: &dyn NotificationService) -> Transcript {
+    let mut said = Transcript::default();
+    let target = NewPushTarget {
+        provider: PushProvider::WebPush,
+        token: "https://push.example.com/1".into(),
+        p256dh: Some("key".into()),
+        auth: Some("secret".into()),
+    };
+    said.add(service.register(&ann(), target).await);
+    said.add(service.unregister(&ann()).await);
+    said
+}
+
+/// A local fake, and a remote one behind a server.
+async fn both() -> (FakeServices, Arc<FakeServices>, super::Running) {
+    let remote = Arc::new(FakeServices::default());
+    let server = start(all_of(&remote)).await;
+    (FakeServices::default(), remote, server)
+}
+
+fn assert_agreement(
+    (local_answers, local): (Transcript, &FakeServices),
+    (remote_answers, remote): (Transcript, &FakeServices),
+) {
+    assert!(!local_answers.0.is_empty());
+    assert_eq!(remote_answers.0, local_answers.0);
+    assert_eq!(remote.calls(), local.calls());
+}
+
+/// AUTH-03, AUTH-05, AUTH-06: every call of the auth service.
+#[tokio::test]
+async fn auth_is_the_same_over_grpc() {
+    let (local, remote, server) = both().await;
+    let client = AuthClient::connect_lazy(&server.address, credentials()).unwrap();
+    let answers = auth_script(&client).await;
+    assert_agreement((auth_script(&local).await, &local), (answers, &remote));
+}
+
+#[tokio::test]
+async fn messages_are_the_same_over_grpc() {
+    let (local, remote, server) = both().await;
+    let client = MessageClient::connect_lazy(&server.address, credentials()).unwrap();
+    let answers = message_script(&client).await;
+    assert_agreement((message_script(&local).await, &local), (answers, &remote));
+}
+
+#[tokio::test]
+async fn presence_is_the_same_over_grpc() {
+    let (local, remote, server) = both().await;
+    let client = PresenceClient::connect_lazy(&server.address, credentials()).unwrap();
+    let answers = presence_script(&client).await;
+    assert_agreement((presence_script(&local).await, &local), (answers, &remote));
+}
+
+#[tokio::test]
+async fn media_are_the_same_over_grpc() {
+    let (local, remote, server) = both().await;
+    let client = MediaClient::connect_lazy(&server.address, credentials(), MAX_UPLOAD).unwrap();
+    let answers = media_script(&client).await;
+    assert_agreement((media_script(&local).await, &local), (answers, &remote));
+}
+
+#[tokio::test]
+async fn notifications_are_the_same_over_grpc() {
+    let (local, remote, server) = both().await;
+    let client = NotificationClient::connect_lazy(&server.address, credentials()).unwrap();
+    let answers = notification_script(&client).await;
+    assert_agreement(
+        (notification_script(&local).await, &local),
+        (answers, &remote),
+    );
+}

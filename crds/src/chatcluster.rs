@@ -1,0 +1,693 @@
+//! The `ChatCluster` as its author writes it.
+//!
+//! Every field is optional; an absent field takes the default named in its description. Defaults are applied when the
+//! spec is read ([`crate::platform_config`]) and never written back, so that what a user stored in Git stays what the
+//! API server has.
+//!
+//! CEL rules here mirror the checks of [`crate::validate_spec`]: the API server refuses what it can see to be wrong at
+//! `kubectl apply`, and `carillon up` and the operator refuse the same and more with the same words.
+
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "printer columns are attributes that repeat their keys"
+)]
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use kube_derive::{CustomResource, KubeSchema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+use crate::status::ChatClusterStatus;
+
+/// A chat platform: six roles and the stores they use.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "carillon.chat",
+    version = "v1alpha1",
+    kind = "ChatCluster",
+    namespaced,
+    shortname = "cc",
+    category = "carillon",
+    status = "ChatClusterStatus",
+    derive = "PartialEq",
+    doc = "A self-hosted chat platform: gateway, auth, message, presence, media and notification.",
+    crates(kube_core = "::kube_core"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.version"),
+    printcolumn(
+        name = "Available",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Available\")].status"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        description = "Components with enough ready pods, of all",
+        json_path = ".status.readyComponents"
+    ),
+    printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoint"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.conditions[?(@.type==\"Available\")].message"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
+)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ChatClusterSpec {
+    /// Platform version to run. Default: the version the operator (or the `carillon` binary) was built for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$"))]
+    pub version: Option<String>,
+    /// Which container image the roles run. Ignored by `carillon up`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSpec>,
+    /// The edge: REST and WebSocket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<GatewaySpec>,
+    /// Accounts, sessions and tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<AuthSpec>,
+    /// Rooms and messages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<MessageSpec>,
+    /// Who is online, who is typing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub presence: Option<PresenceSpec>,
+    /// Uploads and downloads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media: Option<MediaSpec>,
+    /// Push to devices without a live socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notification: Option<NotificationSpec>,
+    /// ScyllaDB (or Apache Cassandra): messages and accounts. Required in Kubernetes; `carillon up` embeds its own store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scylla: Option<ScyllaSpec>,
+    /// Redis: live events, sessions, presence. Required in Kubernetes; `carillon up` embeds its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redis: Option<RedisSpec>,
+    /// RabbitMQ: push jobs. Required in Kubernetes; `carillon up` embeds its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rabbitmq: Option<RabbitmqSpec>,
+    /// Traces and logs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub telemetry: Option<TelemetrySpec>,
+}
+
+/// Which image to run.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImageSpec {
+    /// Image without tag, e.g. `registry.example.com/carillon`. Default: what the operator was installed with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub repository: Option<String>,
+    /// Tag. Default: what the operator was installed with, else the platform version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"))]
+    pub tag: Option<String>,
+    /// `Always`, `IfNotPresent` or `Never`. Default: `IfNotPresent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_policy: Option<PullPolicy>,
+    /// Names of Secrets with registry credentials, in the same namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_secrets: Option<Vec<String>>,
+}
+
+/// When the kubelet pulls an image.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PullPolicy {
+    /// At every start.
+    Always,
+    /// When the node does not have it.
+    IfNotPresent,
+    /// Never: it must be on the node.
+    Never,
+}
+
+/// How many pods an autoscaler may choose, and on what.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Autoscaling {
+    /// Fewest replicas. Default: 2, or `maxReplicas` when that is smaller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub min_replicas: Option<i32>,
+    /// Most replicas.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_replicas: i32,
+    /// What to scale on. Default: 70 % CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<AutoscalingTarget>,
+}
+
+/// What an autoscaler aims at; with both, the larger demand wins.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AutoscalingTarget {
+    /// Live sockets of the whole cluster per replica. Needs an external metrics API that serves `carillon_gateway_sockets`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub connections: Option<i64>,
+    /// Average CPU use in per cent of the request. Needs the resource metrics API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub cpu_percent: Option<i32>,
+}
+
+/// The edge.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("!(has(self.replicas) && has(self.autoscaling))").message("spec.gateway: replicas and autoscaling contradict each other; give one").field_path(".replicas"),
+    validation = Rule::new("!has(self.autoscaling) || !has(self.autoscaling.minReplicas) || self.autoscaling.minReplicas <= self.autoscaling.maxReplicas").message("spec.gateway.autoscaling: minReplicas is larger than maxReplicas").field_path(".autoscaling"),
+    validation = Rule::new("!has(self.tls) || has(self.host)").message("spec.gateway.tls: needs spec.gateway.host, the name the certificate is for").field_path(".tls"),
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GatewaySpec {
+    /// Number of pods. Default: 2. Not with `autoscaling`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub replicas: Option<i32>,
+    /// Let a HorizontalPodAutoscaler choose the number of pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
+    /// The name clients use. With it an Ingress is made. Default: none; clients use the Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"))]
+    pub host: Option<String>,
+    /// TLS for `host`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSpec>,
+    /// IngressClass of the Ingress. Default: the cluster's default class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress_class_name: Option<String>,
+    /// Port of the gateway's Service; `carillon up` listens at it. Default: 8080.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<u16>,
+    /// Rate limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<GatewayLimits>,
+    /// Browser origins that may call the API (CORS), e.g. `https://app.example.com`; `*` for any. Default: none but the gateway's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub allowed_origins: Option<Vec<String>>,
+    /// Largest WebSocket frame. Default: 64Ki; at most 1Mi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_frame_bytes: Option<ByteSize>,
+    /// How often an idle socket is asked for a sign of life. Default: 30s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^([0-9]+[smhd])+$"))]
+    pub heartbeat: Option<String>,
+    /// After how long without a sign of life a socket is closed. Default: three heartbeats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^([0-9]+[smhd])+$"))]
+    pub dead_after: Option<String>,
+    /// How long a stopping gateway takes to hand its sockets over. Default: 10s; at most 10m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^([0-9]+[smhd])+$"))]
+    pub drain: Option<String>,
+    /// CPU and memory of a pod. Default: requests 100m / 128Mi, memory limit 1Gi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+}
+
+/// A TLS certificate.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TlsSpec {
+    /// A Secret of type `kubernetes.io/tls` in the same namespace.
+    #[schemars(length(min = 1, max = 253))]
+    pub secret_name: String,
+}
+
+/// How much one client may ask for.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GatewayLimits {
+    /// Registrations, logins and codes per minute and address. Default: 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub auth_per_minute: Option<u32>,
+    /// REST requests per minute and person (address, before login). Default: 120.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub requests_per_minute: Option<u32>,
+    /// Messages per second and person. Default: 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub messages_per_second: Option<u32>,
+}
+
+/// Accounts, sessions and tokens.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("!(has(self.devMode) && self.devMode && has(self.otp))").message("spec.auth: devMode gives every phone the code 123456 and contradicts otp; give one").field_path(".devMode"),
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AuthSpec {
+    /// Number of pods. Default: 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub replicas: Option<i32>,
+    /// How long an access token is good. Default: 15m; 1m to 24h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^([0-9]+[smhd])+$"))]
+    pub access_token_ttl: Option<String>,
+    /// How long a refresh token is good. Default: 7d; longer than an access token, at most 365d.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^([0-9]+[smhd])+$"))]
+    pub refresh_token_ttl: Option<String>,
+    /// The `iss` of tokens. Changing it ends every session. Default: `carillon://` and the ChatCluster's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub issuer: Option<String>,
+    /// For development only: the code of every phone is 123456. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dev_mode: Option<bool>,
+    /// Who sends codes to phones. Default: nobody; phone login is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub otp: Option<OtpSpec>,
+    /// Cost of a password hash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub argon2: Option<Argon2Spec>,
+    /// CPU and memory of a pod. Default: requests 100m / 256Mi, memory limit 1Gi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+}
+
+/// Who sends codes to phones.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OtpSpec {
+    /// Twilio Verify. Secret keys: `account_sid`, `auth_token`, `service_sid`.
+    pub twilio: ProviderSpec,
+}
+
+/// An outside service and the Secret with its credentials.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProviderSpec {
+    /// A Secret in the same namespace; `carillon up` reads `<data dir>/secrets/<name>/<key>`.
+    #[schemars(length(min = 1, max = 253))]
+    pub secret_name: String,
+    /// Where the service is. Default: the provider's own address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^https?://"))]
+    pub base_url: Option<String>,
+}
+
+/// Cost of a password hash (Argon2id). Existing hashes are upgraded at the next login.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Argon2Spec {
+    /// Memory in KiB. Default: 65536.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 8192, max = 4194304))]
+    pub memory_kib: Option<u32>,
+    /// Passes. Default: 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub iterations: Option<u32>,
+    /// Lanes. Default: 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub parallelism: Option<u32>,
+}
+
+/// Rooms and messages.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("!(has(self.replicas) && has(self.autoscaling))").message("spec.message: replicas and autoscaling contradict each other; give one").field_path(".replicas"),
+    validation = Rule::new("!has(self.autoscaling) || !has(self.autoscaling.minReplicas) || self.autoscaling.minReplicas <= self.autoscaling.maxReplicas").message("spec.message.autoscaling: minReplicas is larger than maxReplicas").field_path(".autoscaling"),
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MessageSpec {
+    /// Number of pods. Default: 2. Not with `autoscaling`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub replicas: Option<i32>,
+    /// Let a HorizontalPodAutoscaler choose the number of pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
+    /// CPU and memory of a pod. Default: requests 100m / 128Mi, memory limit 1Gi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+}
+
+/// Who is online, who is typing.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PresenceSpec {
+    /// Number of pods. Default: 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub replicas: Option<i32>,
+    /// CPU and memory of a pod. Default: requests 50m / 64Mi, memory limit 512Mi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+}
+
+/// Uploads and downloads.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MediaSpec {
+    /// Number of pods. Default: 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub replicas: Option<i32>,
+    /// Largest upload. Default: 4Mi; 1Ki to 1Gi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_upload_bytes: Option<ByteSize>,
+    /// Where files are kept. Required in Kubernetes; `carillon up` uses its data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<MediaStoreSpec>,
+    /// CPU and memory of a pod. Default: requests 50m / 128Mi, memory limit 1Gi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+}
+
+/// Where files are kept: one of the two.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("has(self.s3) != has(self.directory)").message("spec.media.store: give exactly one of s3 and directory"),
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MediaStoreSpec {
+    /// A bucket of an S3-compatible store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub s3: Option<S3Spec>,
+    /// A directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<DirectorySpec>,
+}
+
+/// A bucket.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct S3Spec {
+    /// The bucket; it must exist.
+    #[schemars(length(min = 3, max = 63))]
+    pub bucket: String,
+    /// Where the store is, e.g. `https://s3.example.com`. `http://` sends credentials and files unprotected.
+    #[schemars(regex(pattern = r"^https?://"))]
+    pub endpoint: String,
+    /// Region. Default: `us-east-1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// A Secret with the keys `access_key_id` and `secret_access_key`.
+    #[schemars(length(min = 1, max = 253))]
+    pub secret_name: String,
+}
+
+/// A directory; in Kubernetes say what it is on.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("!(has(self.persistentVolumeClaim) && has(self.ephemeral) && self.ephemeral)").message("spec.media.store.directory: give one of persistentVolumeClaim and ephemeral"),
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DirectorySpec {
+    /// Only for `carillon up`: the directory. Default: `media` in the data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub path: Option<String>,
+    /// Kubernetes: a PersistentVolumeClaim in the same namespace; ReadWriteMany when there is more than one media pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<PersistentVolumeClaimSpec>,
+    /// Kubernetes: the pod's own disk. Files are lost with the pod; only with one media replica. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ephemeral: Option<bool>,
+}
+
+/// A PersistentVolumeClaim.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PersistentVolumeClaimSpec {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_name: String,
+}
+
+/// Push to devices without a live socket.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NotificationSpec {
+    /// Number of pods. Default: 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub replicas: Option<i32>,
+    /// Firebase Cloud Messaging. Secret key: `service_account.json`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fcm: Option<ProviderSpec>,
+    /// Apple Push Notification service. Secret keys: `key.p8`, `key_id`, `team_id`, `topic`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apns: Option<ProviderSpec>,
+    /// Web Push. Secret keys: `private_key.pem` (VAPID, P-256), `subject` (a `mailto:` or `https:` address).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub web_push: Option<ProviderSpec>,
+    /// CPU and memory of a pod. Default: requests 50m / 64Mi, memory limit 512Mi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+}
+
+/// ScyllaDB or Apache Cassandra.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ScyllaSpec {
+    /// A cluster that somebody else runs.
+    pub external: ExternalScylla,
+}
+
+/// A ScyllaDB cluster that somebody else runs.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExternalScylla {
+    /// `host:port` of some nodes; the others are found through them.
+    #[schemars(
+        length(min = 1, max = 64),
+        inner(regex(pattern = r"^[^\s:/]+:[0-9]{1,5}$"))
+    )]
+    pub contact_points: Vec<String>,
+    /// The data centre to read from and write to.
+    #[schemars(length(min = 1))]
+    pub datacenter: String,
+    /// Keyspace; created when absent. Names in Redis and RabbitMQ start with it too. Default: `carillon_<namespace>__<name>`, with `_` for `-`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[a-z][a-z0-9_]{0,47}$"))]
+    pub keyspace: Option<String>,
+    /// Copies of each row, used when the keyspace is created. Default: 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 9))]
+    pub replication_factor: Option<u32>,
+    /// A Secret with the keys `username` and `password`. Default: no authentication.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub secret_name: Option<String>,
+}
+
+/// Redis.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RedisSpec {
+    /// A server or cluster that somebody else runs. ChatClusters with different keyspaces may share it.
+    pub external: ExternalRedis,
+}
+
+/// A Redis that somebody else runs.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExternalRedis {
+    /// `redis://host:port/db`, `rediss://` for TLS, `redis-cluster://` and `redis-sentinel://`. No password here.
+    #[schemars(regex(
+        pattern = r"^(redis|rediss|redis-cluster|rediss-cluster|redis-sentinel|rediss-sentinel)://[^@\s]+$"
+    ))]
+    pub url: String,
+    /// A Secret with the keys `username` (optional) and `password`. Default: no authentication.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub secret_name: Option<String>,
+}
+
+/// RabbitMQ.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RabbitmqSpec {
+    /// A broker that somebody else runs. ChatClusters with different keyspaces may share it.
+    pub external: ExternalRabbitmq,
+}
+
+/// A RabbitMQ that somebody else runs: its address in `url`, or in the Secret.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("has(self.url) || has(self.secretName)").message("spec.rabbitmq.external: give url, secretName or both"),
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExternalRabbitmq {
+    /// `amqp://host:port/vhost`, or `amqps://` for TLS. No password here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^amqps?://[^@\s]+$"))]
+    pub url: Option<String>,
+    /// A Secret with the key `url` (credentials included), or with the keys `username` and `password` for the `url` here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub secret_name: Option<String>,
+}
+
+/// Traces and logs.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TelemetrySpec {
+    /// An OTLP gRPC receiver, e.g. `http://otel-collector:4317`. Default: none; no traces are sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^https?://"))]
+    pub otlp_endpoint: Option<String>,
+    /// Share of traces that is kept, 0 to 1. Default: 1 with `otlpEndpoint`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub trace_ratio: Option<f64>,
+}
+
+/// A number of bytes as a plain number or with a suffix (`4Mi`).
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(untagged)]
+pub enum ByteSize {
+    /// A plain number.
+    Number(u64),
+    /// A number with a suffix.
+    Text(String),
+}
+
+impl ByteSize {
+    /// The bytes; `field` is named in the error.
+    pub fn bytes(&self, field: &str) -> Result<u64, crate::FieldProblem> {
+        match self {
+            ByteSize::Number(bytes) => Ok(*bytes),
+            ByteSize::Text(text) => crate::parse_bytes(field, text),
+        }
+    }
+}
+
+impl JsonSchema for ByteSize {
+    fn schema_name() -> Cow<'static, str> {
+        "ByteSize".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "x-kubernetes-int-or-string": true,
+            "pattern": "^[0-9]+(k|M|G|Ki|Mi|Gi)?$",
+        })
+    }
+}
+
+impl ChatClusterSpec {
+    /// Names of the Secrets the spec refers to, each with the field that does.
+    pub fn referenced_secrets(&self) -> BTreeMap<String, Vec<String>> {
+        let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut note = |field: &str, name: Option<&String>| {
+            if let Some(name) = name {
+                found
+                    .entry(name.clone())
+                    .or_default()
+                    .push(field.to_owned());
+            }
+        };
+        note(
+            "spec.gateway.tls.secretName",
+            self.gateway
+                .as_ref()
+                .and_then(|gateway| gateway.tls.as_ref())
+                .map(|tls| &tls.secret_name),
+        );
+        note(
+            "spec.auth.otp.twilio.secretName",
+            self.auth
+                .as_ref()
+                .and_then(|auth| auth.otp.as_ref())
+                .map(|otp| &otp.twilio.secret_name),
+        );
+        note(
+            "spec.media.store.s3.secretName",
+            self.s3().map(|s3| &s3.secret_name),
+        );
+        if let Some(notification) = &self.notification {
+            note(
+                "spec.notification.fcm.secretName",
+                notification.fcm.as_ref().map(|fcm| &fcm.secret_name),
+            );
+            note(
+                "spec.notification.apns.secretName",
+                notification.apns.as_ref().map(|apns| &apns.secret_name),
+            );
+            note(
+                "spec.notification.webPush.secretName",
+                notification
+                    .web_push
+                    .as_ref()
+                    .map(|web_push| &web_push.secret_name),
+            );
+        }
+        note(
+            "spec.scylla.external.secretName",
+            self.scylla
+                .as_ref()
+                .and_then(|scylla| scylla.external.secret_name.as_ref()),
+        );
+        note(
+            "spec.redis.external.secretName",
+            self.redis
+                .as_ref()
+                .and_then(|redis| redis.external.secret_name.as_ref()),
+        );
+        note(
+            "spec.rabbitmq.external.secretName",
+            self.rabbitmq
+                .as_ref()
+                .and_then(|rabbitmq| rabbitmq.external.secret_name.as_ref()),
+        );
+        found
+    }
+
+    /// The bucket of the media store, when it is one.
+    pub fn s3(&self) -> Option<&S3Spec> {
+        self.media.as_ref()?.store.as_ref()?.s3.as_ref()
+    }
+
+    /// The directory of the media store, when it is one.
+    pub fn media_directory(&self) -> Option<&DirectorySpec> {
+        self.media.as_ref()?.store.as_ref()?.directory.as_ref()
+    }
+}

@@ -1,0 +1,67 @@
+//! What the operator reports about a `ChatCluster`.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube_derive::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+/// The observed state of a `ChatCluster`. Only the operator writes it.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct ChatClusterStatus {
+    /// The generation of the spec that the rest of the status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The platform version that is ordered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Where clients reach the platform.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Components with enough ready pods, of all, e.g. `6/6`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_components: Option<String>,
+    /// Each component, in roll-out order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub components: Vec<ComponentStatus>,
+    /// What holds and what doesn't: Available, Progressing, Degraded, SpecValid, SchemaMigrated, ScyllaReady, RedisReady, RabbitmqReady.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// One component.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct ComponentStatus {
+    /// The role's name, e.g. `gateway`.
+    pub name: String,
+    /// The version its pods were told to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Pods ordered.
+    pub desired_replicas: i32,
+    /// Pods that are ready.
+    pub ready_replicas: i32,
+}
+
+/// Types of the conditions.
+pub mod condition {
+    /// Every component has all its replicas ready, at the observed generation.
+    pub const AVAILABLE: &str = "Available";
+    /// Something ordered is still being brought about.
+    pub const PROGRESSING: &str = "Progressing";
+    /// Something is wrong; the message says what and where.
+    pub const DEGRADED: &str = "Degraded";
+    /// The spec makes sense and can be run.
+    pub const SPEC_VALID: &str = "SpecValid";
+    /// The stores' schema is at the ordered version.
+    pub const SCHEMA_MIGRATED: &str = "SchemaMigrated";
+    /// ScyllaDB answers the roles that use it.
+    pub const SCYLLA_READY: &str = "ScyllaReady";
+    /// Redis answers the roles that use it.
+    pub const REDIS_READY: &str = "RedisReady";
+    /// RabbitMQ answers the roles that use it.
+    pub const RABBITMQ_READY: &str = "RabbitmqReady";
+}

@@ -1,0 +1,274 @@
+//! Order → child objects. Pure and client-free: the same order always gives the same objects. One file per kind.
+
+mod autoscaler;
+mod config_map;
+mod deployment;
+mod ingress;
+mod labels;
+mod migration_job;
+mod network_policy;
+mod pod;
+mod pod_disruption_budget;
+mod secret;
+mod service;
+mod service_account;
+
+use carillon_crds::{Autoscaling, Role};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::validate::Order;
+
+pub use labels::{
+    COMPONENT_LABEL, INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL, MIGRATION_COMPONENT,
+    VERSION_LABEL, instance_selector,
+};
+pub use secret::{SIGNING_KEY, internal_secret, internal_secret_name, jwt_secret, jwt_secret_name};
+
+/// Everything that an order wants to exist, but for the two Secrets that are made once ([`jwt_secret`], [`internal_secret`]).
+#[derive(Clone, Debug)]
+pub struct Children {
+    /// One per role, and one for the migration.
+    pub service_accounts: Vec<ServiceAccount>,
+    /// The configuration and the public keys.
+    pub config_maps: Vec<ConfigMap>,
+    /// One per role, and the headless one of the message role.
+    pub services: Vec<Service>,
+    /// Who may talk to whom.
+    pub network_policies: Vec<NetworkPolicy>,
+    /// One per role.
+    pub pod_disruption_budgets: Vec<PodDisruptionBudget>,
+    /// The step that gates the Deployments.
+    pub migration_job: Job,
+    /// One per role.
+    pub deployments: Vec<Deployment>,
+    /// For the roles that are autoscaled.
+    pub autoscalers: Vec<HorizontalPodAutoscaler>,
+    /// When the gateway has a host.
+    pub ingresses: Vec<Ingress>,
+}
+
+/// The children of `order`; `jwks` are the public keys of its Secret.
+pub fn children(order: &Order, jwks: &str) -> Children {
+    Children {
+        service_accounts: service_account::build(order),
+        config_maps: config_map::build(order, jwks),
+        services: service::build(order),
+        network_policies: network_policy::build(order),
+        pod_disruption_budgets: pod_disruption_budget::build(order),
+        migration_job: migration_job::build(order),
+        deployments: Role::ALL
+            .iter()
+            .map(|role| deployment::build(order, *role))
+            .collect(),
+        autoscalers: autoscaler::build(order),
+        ingresses: ingress::build(order),
+    }
+}
+
+/// Where clients reach the platform.
+pub fn endpoint(order: &Order) -> String {
+    let gateway = order.spec.gateway.clone().unwrap_or_default();
+    match (&gateway.host, &gateway.tls) {
+        (Some(host), Some(_)) => format!("https://{host}"),
+        (Some(host), None) => format!("http://{host}"),
+        (None, _) => format!(
+            "http://{}.{}.svc:{}",
+            object_name(order, Role::Gateway),
+            order.namespace,
+            service::gateway_port(order)
+        ),
+    }
+}
+
+/// Name of the Deployment of `role`; also of its Service, ServiceAccount, budget and autoscaler.
+pub fn object_name(order: &Order, role: Role) -> String {
+    carillon_crds::service_name(&order.name, role)
+}
+
+/// What autoscaling the order wants for `role`.
+fn autoscaling(order: &Order, role: Role) -> Option<&Autoscaling> {
+    match role {
+        Role::Gateway => order.spec.gateway.as_ref()?.autoscaling.as_ref(),
+        Role::Message => order.spec.message.as_ref()?.autoscaling.as_ref(),
+        Role::Auth | Role::Presence | Role::Media | Role::Notification => None,
+    }
+}
+
+/// Fixed number of pods of `role`; `None` when an autoscaler decides.
+fn replicas(order: &Order, role: Role) -> Option<i32> {
+    if autoscaling(order, role).is_some() {
+        return None;
+    }
+    let spec = &order.spec;
+    let ordered = match role {
+        Role::Gateway => spec.gateway.as_ref().and_then(|gateway| gateway.replicas),
+        Role::Auth => spec.auth.as_ref().and_then(|auth| auth.replicas),
+        Role::Message => spec.message.as_ref().and_then(|message| message.replicas),
+        Role::Presence => spec
+            .presence
+            .as_ref()
+            .and_then(|presence| presence.replicas),
+        Role::Media => spec.media.as_ref().and_then(|media| media.replicas),
+        Role::Notification => spec
+            .notification
+            .as_ref()
+            .and_then(|notification| notification.replicas),
+    };
+    Some(ordered.unwrap_or(carillon_crds::default_replicas(role)))
+}
+
+/// Ready pods without which `role` is not available: the ordered number, or an autoscaler's least.
+pub fn needed_replicas(order: &Order, role: Role) -> i32 {
+    match autoscaling(order, role) {
+        Some(autoscaling) => autoscaler::least_replicas(autoscaling),
+        None => replicas(order, role).unwrap_or(carillon_crds::default_replicas(role)),
+    }
+}
+
+/// First ten hex digits of the SHA-256 of some text: enough to tell versions of one object apart.
+pub(crate) fn short_hash(text: &str) -> String {
+    hex::encode(&Sha256::digest(text.as_bytes())[..5])
+}
+
+/// A typed object from a literal, which reads like the YAML it becomes.
+fn object<K: DeserializeOwned>(literal: Value) -> K {
+    serde_json::from_value(literal)
+        .expect("the literal has the shape of its kind: every one is built in a test")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use carillon_crds::ChatCluster;
+    use serde::Serialize;
+
+    /// An order from the YAML of a spec, as `chat/town` would give it.
+    pub(crate) fn order_of(spec_yaml: &str) -> Order {
+        let mut cluster = ChatCluster::new("town", serde_saphyr::from_str(spec_yaml).unwrap());
+        cluster.metadata.namespace = Some("chat".to_owned());
+        cluster.metadata.uid = Some("11111111-2222-3333-4444-555555555555".to_owned());
+        crate::validate::order(&cluster, "registry.example.com/carillon:0.1.0").unwrap()
+    }
+
+    /// The smallest spec that Kubernetes can run.
+    pub(crate) const SMALL: &str = "
+media: {replicas: 1, store: {directory: {ephemeral: true}}}
+scylla: {external: {contactPoints: ['scylla:9042'], datacenter: dc1}}
+redis: {external: {url: 'redis://redis:6379'}}
+rabbitmq: {external: {url: 'amqp://rabbitmq:5672'}}
+";
+
+    /// A spec with everything that changes what is built.
+    pub(crate) const FULL: &str = "
+image: {pullPolicy: Never, pullSecrets: [registry]}
+gateway: {host: chat.example.com, tls: {secretName: town-tls}, ingressClassName: nginx, port: 80, drain: 45s, autoscaling: {minReplicas: 2, maxReplicas: 8}}
+auth: {replicas: 3, resources: {requests: {cpu: 200m, memory: 512Mi}, limits: {memory: 2Gi}}}
+message: {autoscaling: {minReplicas: 3, maxReplicas: 12, target: {connections: 20000}}}
+media: {store: {s3: {bucket: town, endpoint: 'https://s3.example.com', secretName: s3}}}
+notification: {fcm: {secretName: fcm}, webPush: {secretName: vapid}}
+scylla: {external: {contactPoints: ['scylla:9042'], datacenter: dc1, secretName: scylla}}
+redis: {external: {url: 'redis://redis:6379', secretName: redis}}
+rabbitmq: {external: {secretName: rabbit}}
+";
+
+    pub(crate) fn yaml_of<T: Serialize>(objects: &T) -> String {
+        serde_saphyr::to_string(&serde_json::to_value(objects).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_endpoint_is_where_clients_would_go() {
+        assert_eq!(
+            endpoint(&order_of(SMALL)),
+            "http://town-gateway.chat.svc:8080"
+        );
+        assert_eq!(endpoint(&order_of(FULL)), "https://chat.example.com");
+    }
+
+    /// What a stranger may not do to a pod holds for every pod the operator orders.
+    #[test]
+    fn every_pod_is_restricted_and_has_no_token() {
+        for spec in [SMALL, FULL] {
+            let children = children(&order_of(spec), "{}");
+            let mut pods: Vec<_> = children
+                .deployments
+                .iter()
+                .map(|deployment| deployment.spec.template.spec.clone().unwrap())
+                .collect();
+            pods.push(children.migration_job.spec.unwrap().template.spec.unwrap());
+            assert_eq!(pods.len(), 7);
+            for pod in pods {
+                assert_eq!(pod.automount_service_account_token, Some(false));
+                let security = pod.security_context.unwrap();
+                assert_eq!(
+                    (security.run_as_non_root, security.run_as_user),
+                    (Some(true), Some(65532))
+                );
+                assert_eq!(security.seccomp_profile.unwrap().type_, "RuntimeDefault");
+                for container in pod.containers {
+                    let security = container.security_context.unwrap();
+                    assert_eq!(security.allow_privilege_escalation, Some(false));
+                    assert_eq!(security.read_only_root_filesystem, Some(true));
+                    assert_eq!(security.capabilities.unwrap().drop.unwrap(), ["ALL"]);
+                    assert!(
+                        container
+                            .resources
+                            .unwrap()
+                            .requests
+                            .unwrap()
+                            .contains_key("memory")
+                    );
+                }
+            }
+        }
+    }
+
+    /// The signing key is mounted by the auth role alone.
+    #[test]
+    fn only_auth_can_read_the_signing_key() {
+        let children = children(&order_of(FULL), "{}");
+        for deployment in children.deployments {
+            let name = deployment.metadata.name.clone().unwrap();
+            let pod = deployment.spec.template.spec.unwrap();
+            let mounts_key = pod.volumes.unwrap().iter().any(|volume| {
+                volume
+                    .secret
+                    .as_ref()
+                    .is_some_and(|secret| secret.secret_name.as_deref() == Some("town-jwt"))
+            });
+            assert_eq!(mounts_key, name == "town-auth", "{name}");
+        }
+    }
+
+    /// A pod whose configuration or image did not change keeps its template, whatever else the order changes.
+    #[test]
+    fn an_unrelated_change_rolls_no_pod() {
+        let template = |spec: &str| {
+            let children = children(&order_of(spec), "{}");
+            yaml_of(
+                &children
+                    .deployments
+                    .iter()
+                    .map(|deployment| &deployment.spec.template)
+                    .collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(
+            template(SMALL),
+            template(&format!(
+                "{SMALL}auth: {{replicas: 5}}\npresence: {{replicas: 4}}\n"
+            ))
+        );
+        assert_ne!(
+            template(SMALL),
+            template(&format!("{SMALL}auth: {{accessTokenTtl: 5m}}\n"))
+        );
+    }
+}

@@ -1,0 +1,238 @@
+//! Puts the operator together: client, HTTP server, leadership, and one controller per watched namespace.
+//!
+//! Children are watched as metadata only, and only those with the operator's label: what a watch says is *that*
+//! something changed; what it is now is read when it is needed.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use carillon_crds::ChatCluster;
+use futures::{Stream, StreamExt, future};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::{
+    Config as ControllerConfig, Controller, PredicateConfig, WatchStreamExt, predicates, watcher,
+};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::build::{MANAGED_BY, MANAGED_BY_LABEL};
+use crate::context::Context;
+use crate::leader::Leadership;
+use crate::metrics::Metrics;
+use crate::reconcile::{error_policy, reconcile};
+use crate::settings::Settings;
+use crate::{http, leader};
+
+/// Changes that come within this time are looked at together: a roll-out makes many.
+const DEBOUNCE: Duration = Duration::from_millis(300);
+
+/// Runs until `shutdown`, or until the Lease is lost.
+pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let metrics = Metrics::new()?;
+    let ready = Arc::new(AtomicBool::new(false));
+    let listener = TcpListener::bind(("0.0.0.0", settings.http_port))
+        .await
+        .with_context(|| {
+            format!(
+                "can't listen at port {}; choose another with --http-port",
+                settings.http_port
+            )
+        })?;
+    tracing::info!(address = %listener.local_addr()?, "serving /health, /ready and /metrics");
+    let server = tokio::spawn(http::serve(
+        listener,
+        Arc::clone(&ready),
+        metrics.clone(),
+        shutdown.clone(),
+    ));
+    let client = Client::try_default().await.context(
+        "no access to Kubernetes: neither a kubeconfig nor a pod's ServiceAccount was found",
+    )?;
+    let version = client
+        .apiserver_version()
+        .await
+        .context("the API server doesn't answer")?;
+    ready.store(true, Ordering::Relaxed);
+    tracing::info!(
+        kubernetes = version.git_version,
+        operator = carillon_crds::PLATFORM_VERSION,
+        namespaces = settings.watch_namespaces.join(","),
+        image = settings.image,
+        "started"
+    );
+    let result = lead(&settings, client, &metrics, &shutdown).await;
+    shutdown.cancel();
+    server.await.context("the HTTP server panicked")??;
+    result
+}
+
+/// Waits for the Lease, reconciles while holding it.
+async fn lead(
+    settings: &Settings,
+    client: Client,
+    metrics: &Metrics,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let leadership: leader::Leadership = Leadership::new(
+        client.clone(),
+        &settings.lease_namespace,
+        &settings.lease_name,
+        &settings.identity,
+    );
+    if !leadership.acquire(shutdown).await {
+        return Ok(());
+    }
+    metrics.leader.set(1);
+    tracing::info!(identity = settings.identity, "leading");
+    let context = Arc::new(Context::new(
+        client,
+        settings.image.clone(),
+        settings.identity.clone(),
+        metrics.clone(),
+    ));
+    let acting = shutdown.child_token();
+    let mut controllers = tokio::task::JoinSet::new();
+    for namespace in &settings.watch_namespaces {
+        controllers.spawn(control(
+            Arc::clone(&context),
+            namespace.clone(),
+            settings.concurrency,
+            acting.clone(),
+        ));
+    }
+    // The Lease is given up only when the last reconcile has ended: two never act at once.
+    let ended = CancellationToken::new();
+    let holding = leadership.hold(&ended);
+    let controlling = async {
+        while controllers.join_next().await.is_some() {}
+        ended.cancel();
+    };
+    tokio::pin!(holding, controlling);
+    let kept = tokio::select! {
+        kept = &mut holding => kept,
+        () = &mut controlling => holding.await,
+    };
+    metrics.leader.set(0);
+    // When it was lost, dropping the controllers stops them where they are: another leader may start any moment.
+    anyhow::ensure!(kept, "the Lease was lost");
+    anyhow::ensure!(
+        shutdown.is_cancelled(),
+        "the controllers ended by themselves"
+    );
+    Ok(())
+}
+
+/// Reconciles the ChatClusters of one namespace (`*`: of all) until `shutdown`, then lets running reconciles end.
+async fn control(
+    context: Arc<Context>,
+    namespace: String,
+    concurrency: u16,
+    shutdown: CancellationToken,
+) {
+    let client = context.client.clone();
+    let metrics = context.metrics.clone();
+    let (clusters, store) = clusters(&client, &namespace);
+    Controller::for_stream(clusters, store)
+        .with_config(
+            ControllerConfig::default()
+                .concurrency(concurrency)
+                .debounce(DEBOUNCE),
+        )
+        .owns_stream(children::<ServiceAccount>(&client, &namespace))
+        .owns_stream(children::<ConfigMap>(&client, &namespace))
+        .owns_stream(children::<Service>(&client, &namespace))
+        .owns_stream(children::<NetworkPolicy>(&client, &namespace))
+        .owns_stream(children::<PodDisruptionBudget>(&client, &namespace))
+        .owns_stream(children::<Job>(&client, &namespace))
+        .owns_stream(children::<Deployment>(&client, &namespace))
+        .owns_stream(children::<HorizontalPodAutoscaler>(&client, &namespace))
+        .owns_stream(children::<Ingress>(&client, &namespace))
+        .graceful_shutdown_on(shutdown.cancelled_owned())
+        .run(reconcile, error_policy, context)
+        .for_each(|result| {
+            if let Err(error) = result {
+                // A reconcile's own error is logged where it happens, and a vanished object is no error.
+                match error {
+                    kube::runtime::controller::Error::ReconcilerFailed(..)
+                    | kube::runtime::controller::Error::ObjectNotFound(_) => {}
+                    error => {
+                        metrics.watch_errors.inc();
+                        tracing::warn!(%error, "watching");
+                    }
+                }
+            }
+            future::ready(())
+        })
+        .await;
+}
+
+type ClusterGuard = DeserializeGuard<ChatCluster>;
+
+/// ChatClusters whose spec changed. Our own status writes are filtered out; one that can't be read is let through as
+/// such, so that it doesn't hide the others.
+fn clusters(
+    client: &Client,
+    namespace: &str,
+) -> (
+    impl Stream<Item = Result<ClusterGuard, watcher::Error>> + Send + 'static,
+    Store<ClusterGuard>,
+) {
+    let (store, writer) = reflector::store();
+    let stream = watcher(
+        api::<ClusterGuard>(client, namespace),
+        watcher::Config::default(),
+    )
+    .default_backoff()
+    .modify(|cluster| {
+        cluster.managed_fields_mut().clear();
+        cluster.annotations_mut().clear();
+    })
+    .reflect(writer)
+    .applied_objects()
+    .predicate_filter(predicates::generation, PredicateConfig::default());
+    (stream, store)
+}
+
+/// Our own children of one kind, as metadata.
+fn children<K>(
+    client: &Client,
+    namespace: &str,
+) -> impl Stream<Item = Result<PartialObjectMeta<K>, watcher::Error>> + Send + 'static
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + Sync
+        + 'static,
+{
+    let config = watcher::Config::default().labels(&format!("{MANAGED_BY_LABEL}={MANAGED_BY}"));
+    watcher(api::<PartialObjectMeta<K>>(client, namespace), config)
+        .default_backoff()
+        .touched_objects()
+}
+
+fn api<K>(client: &Client, namespace: &str) -> Api<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+{
+    if namespace == "*" {
+        Api::all(client.clone())
+    } else {
+        Api::namespaced(client.clone(), namespace)
+    }
+}

@@ -1,0 +1,228 @@
+//! Reads everything that a reconcile decides on. I/O only.
+//!
+//! Children are listed by label when they are needed and not cached: the operator's memory doesn't grow with what it
+//! looks after, and no decision is made on stale data. Secrets are never listed, and those of users are asked for by
+//! name and only as metadata: their contents don't reach the operator.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+
+use carillon_crds::{ChatCluster, ChatClusterSpec};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{ListParams, PostParams};
+use kube::core::PartialObjectMeta;
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+
+use crate::build::{self, SIGNING_KEY, instance_selector, internal_secret_name, jwt_secret_name};
+use crate::keys;
+use crate::metrics::Metrics;
+use crate::validate::Order;
+
+/// The children that exist, by kind: those that carry the ChatCluster's labels and its owner reference.
+#[derive(Clone, Debug, Default)]
+pub struct Live {
+    /// ServiceAccounts.
+    pub service_accounts: Vec<ServiceAccount>,
+    /// ConfigMaps.
+    pub config_maps: Vec<ConfigMap>,
+    /// Services.
+    pub services: Vec<Service>,
+    /// NetworkPolicies.
+    pub network_policies: Vec<NetworkPolicy>,
+    /// PodDisruptionBudgets.
+    pub pod_disruption_budgets: Vec<PodDisruptionBudget>,
+    /// Jobs.
+    pub jobs: Vec<Job>,
+    /// Deployments.
+    pub deployments: Vec<Deployment>,
+    /// HorizontalPodAutoscalers.
+    pub autoscalers: Vec<HorizontalPodAutoscaler>,
+    /// Ingresses.
+    pub ingresses: Vec<Ingress>,
+}
+
+/// Reads the children of `cluster`.
+pub async fn live_children(client: &Client, cluster: &ChatCluster) -> Result<Live, kube::Error> {
+    let (service_accounts, config_maps, services, network_policies, pod_disruption_budgets) = tokio::try_join!(
+        owned(client, cluster),
+        owned(client, cluster),
+        owned(client, cluster),
+        owned(client, cluster),
+        owned(client, cluster),
+    )?;
+    let (jobs, deployments, autoscalers, ingresses) = tokio::try_join!(
+        owned(client, cluster),
+        owned(client, cluster),
+        owned(client, cluster),
+        owned(client, cluster),
+    )?;
+    Ok(Live {
+        service_accounts,
+        config_maps,
+        services,
+        network_policies,
+        pod_disruption_budgets,
+        jobs,
+        deployments,
+        autoscalers,
+        ingresses,
+    })
+}
+
+/// The pods of `cluster`. Needed only to say why something isn't ready.
+pub async fn pods(client: &Client, cluster: &ChatCluster) -> Result<Vec<Pod>, kube::Error> {
+    list(client, cluster).await
+}
+
+/// The Secrets that the spec names and that don't exist, each with the fields that name it.
+pub async fn missing_secrets(
+    client: &Client,
+    namespace: &str,
+    spec: &ChatClusterSpec,
+) -> Result<Vec<(String, Vec<String>)>, kube::Error> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let mut missing = Vec::new();
+    for (name, fields) in spec.referenced_secrets() {
+        let found: Option<PartialObjectMeta<Secret>> = api.get_metadata_opt(&name).await?;
+        if found.is_none() {
+            missing.push((name, fields));
+        }
+    }
+    Ok(missing)
+}
+
+/// Why the cluster's own keys can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The API server refused.
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    /// The Secret exists, but somebody put something else in it.
+    #[error(
+        "Secret {secret}, key {key}: {source}; delete the Secret to have a new one made (it ends every session)"
+    )]
+    Unusable {
+        /// Name of the Secret.
+        secret: String,
+        /// Key in the Secret.
+        key: &'static str,
+        /// What is wrong.
+        source: keys::UnusableKey,
+    },
+}
+
+/// The public keys of the cluster. Makes the signing key and the internal token when they aren't there yet, and never
+/// overwrites one that is.
+pub async fn public_keys(
+    client: &Client,
+    metrics: &Metrics,
+    order: &Order,
+) -> Result<String, KeyError> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), &order.namespace);
+    let internal: Option<PartialObjectMeta<Secret>> = api
+        .get_metadata_opt(&internal_secret_name(&order.name))
+        .await?;
+    if internal.is_none() {
+        create_once(
+            &api,
+            metrics,
+            build::internal_secret(order, keys::new_internal_token()),
+        )
+        .await?;
+    }
+    let name = jwt_secret_name(&order.name);
+    let mut secret = api.get_opt(&name).await?;
+    if secret.is_none() {
+        create_once(
+            &api,
+            metrics,
+            build::jwt_secret(order, keys::new_signing_key_pem()),
+        )
+        .await?;
+        // Read back: when two operators raced, the first one's key is the key.
+        secret = Some(api.get(&name).await?);
+    }
+    let pem = secret
+        .and_then(|secret| secret.data)
+        .and_then(|mut data| data.remove(SIGNING_KEY))
+        .map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned())
+        .unwrap_or_default();
+    keys::jwks_of(&pem).map_err(|source| KeyError::Unusable {
+        secret: name,
+        key: SIGNING_KEY,
+        source,
+    })
+}
+
+async fn create_once(
+    api: &Api<Secret>,
+    metrics: &Metrics,
+    secret: Secret,
+) -> Result<(), kube::Error> {
+    let parameters = PostParams {
+        field_manager: Some(crate::FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    };
+    metrics.wrote("Secret", "create");
+    match api.create(&parameters, &secret).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+async fn list<K>(client: &Client, cluster: &ChatCluster) -> Result<Vec<K>, kube::Error>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + DeserializeOwned,
+{
+    let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
+    let name = cluster.metadata.name.as_deref().unwrap_or_default();
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    Ok(api
+        .list(&ListParams::default().labels(&instance_selector(name)))
+        .await?
+        .items)
+}
+
+async fn owned<K>(client: &Client, cluster: &ChatCluster) -> Result<Vec<K>, kube::Error>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + DeserializeOwned,
+{
+    let mut children: Vec<K> = list(client, cluster).await?;
+    children.retain(|child| is_owned_by(child, cluster));
+    Ok(children)
+}
+
+/// Whether `child` carries the controller reference of `cluster`, and not of an earlier one of the same name.
+pub fn is_owned_by<K: Resource>(child: &K, cluster: &ChatCluster) -> bool {
+    let Some(uid) = cluster.metadata.uid.as_deref() else {
+        return false;
+    };
+    child
+        .meta()
+        .owner_references
+        .iter()
+        .flatten()
+        .any(|owner| owner.controller == Some(true) && owner.uid == uid)
+}
+
+/// Names of some objects.
+pub fn names<K: Resource>(objects: &[K]) -> BTreeSet<String> {
+    objects
+        .iter()
+        .filter_map(|object| object.meta().name.clone())
+        .collect()
+}

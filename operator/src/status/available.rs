@@ -1,0 +1,73 @@
+//! `Available`: every role has the pods it needs, ready.
+
+use super::{Observation, Verdict};
+
+pub(super) fn verdict(seen: &Observation) -> Verdict {
+    if seen.components.is_empty() {
+        return match seen.problems.is_empty() {
+            true => Verdict::no("NotStarted", "nothing runs yet"),
+            false => Verdict::no("SpecInvalid", "nothing runs: the spec is invalid"),
+        };
+    }
+    let lacking: Vec<String> = seen
+        .components
+        .iter()
+        .filter(|component| !component.is_serving())
+        .map(|component| component.describe())
+        .collect();
+    if !lacking.is_empty() {
+        return Verdict::no("NotReady", format!("pods ready: {}", lacking.join(", ")));
+    }
+    if seen.problems.is_empty() {
+        Verdict::yes("AllReady", "every component is ready")
+    } else {
+        Verdict::yes(
+            "LastValidSpec",
+            "every component is ready, as of the last valid spec",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::tests::{component, settled};
+    use carillon_crds::{FieldProblem, Role};
+
+    #[test]
+    fn one_component_that_lacks_a_pod_is_named() {
+        assert_eq!(verdict(&settled()).status, "True");
+        let mut seen = settled();
+        seen.components[0] = component(Role::Auth, 2, 2, 1);
+        seen.components[3].deployment = None;
+        let verdict = verdict(&seen);
+        assert_eq!(
+            (verdict.status, verdict.message.as_str()),
+            ("False", "pods ready: auth 1/2, media 0/2")
+        );
+    }
+
+    #[test]
+    fn an_autoscaler_on_its_way_up_takes_nothing_away() {
+        let mut seen = settled();
+        seen.components[1] = component(Role::Message, 6, 6, 3);
+        seen.components[1].needed = 3;
+        assert_eq!(verdict(&seen).status, "True");
+    }
+
+    #[test]
+    fn an_invalid_spec_does_not_unmake_what_runs() {
+        let problem = FieldProblem::new("spec.version", "x", "y");
+        let mut seen = settled();
+        seen.problems = vec![problem];
+        assert_eq!(
+            (verdict(&seen).status, verdict(&seen).reason.as_str()),
+            ("True", "LastValidSpec")
+        );
+        seen.components.clear();
+        assert_eq!(
+            (verdict(&seen).status, verdict(&seen).reason.as_str()),
+            ("False", "SpecInvalid")
+        );
+    }
+}

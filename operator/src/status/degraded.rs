@@ -1,0 +1,130 @@
+//! `Degraded`: something is wrong that waiting alone may not mend, and where.
+
+use carillon_crds::describe_problems;
+
+use super::pods::troubles;
+use super::{Migration, Observation, Verdict, schema_migrated, stores};
+use crate::build::MIGRATION_COMPONENT;
+
+pub(super) fn verdict(seen: &Observation) -> Verdict {
+    let mut wrong: Vec<(String, String)> = Vec::new();
+    if !seen.problems.is_empty() {
+        wrong.push(("SpecInvalid".to_owned(), describe_problems(&seen.problems)));
+    }
+    for (secret, fields) in &seen.missing_secrets {
+        wrong.push((
+            "SecretMissing".to_owned(),
+            format!("{}: there is no Secret {secret}", fields.join(", ")),
+        ));
+    }
+    if let Some(failure) = &seen.failure {
+        wrong.push(("ApplyFailed".to_owned(), failure.clone()));
+    }
+    let schema = schema_migrated::verdict(seen);
+    if schema.reason == "MigrationFailed" {
+        wrong.push((schema.reason, format!("migration: {}", schema.message)));
+    }
+    for trouble in troubles(&seen.pods) {
+        // A failed Job's pods are told of above.
+        if trouble.component == MIGRATION_COMPONENT
+            && matches!(seen.migration, Migration::Failed(_) | Migration::Succeeded)
+        {
+            continue;
+        }
+        wrong.push((
+            trouble.reason.clone(),
+            format!(
+                "{}: {}: {}",
+                trouble.component, trouble.reason, trouble.message
+            ),
+        ));
+    }
+    for component in &seen.components {
+        if let Some((reason, message)) = component.trouble() {
+            wrong.push((
+                reason.clone(),
+                format!("{}: {reason}: {message}", component.role.name()),
+            ));
+        }
+    }
+    for store in ["scylla", "redis", "rabbitmq"] {
+        let verdict = stores::verdict(seen, store);
+        if verdict.status == "False" {
+            wrong.push(("StoreUnreachable".to_owned(), verdict.message));
+        }
+    }
+    match wrong.first() {
+        None => Verdict::no("AsOrdered", "nothing is wrong"),
+        Some((reason, _)) => {
+            let messages: Vec<&str> = wrong.iter().map(|(_, message)| message.as_str()).collect();
+            Verdict::yes(reason, messages.join("; "))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::readiness::{Dependency, PodReadiness};
+    use crate::status::tests::{component, pod, settled};
+    use carillon_crds::Role;
+    use serde_json::json;
+
+    #[test]
+    fn nothing_wrong() {
+        assert_eq!(verdict(&settled()).status, "False");
+    }
+
+    #[test]
+    fn a_pod_that_cannot_run_is_named_with_its_component_and_reason() {
+        let mut seen = settled();
+        seen.components[0] = component(Role::Auth, 2, 1, 2);
+        seen.pods = vec![pod(
+            "auth",
+            "town-auth-7",
+            json!({ "containerStatuses": [{
+            "name": "auth", "image": "carillon:x", "imageID": "", "ready": false, "restartCount": 0,
+            "state": { "waiting": { "reason": "ErrImagePull" } },
+        }] }),
+        )];
+        let verdict = verdict(&seen);
+        assert_eq!(
+            (verdict.status, verdict.reason.as_str()),
+            ("True", "ImagePullBackOff")
+        );
+        assert_eq!(
+            verdict.message,
+            "auth: ImagePullBackOff: pod town-auth-7: image carillon:x"
+        );
+    }
+
+    #[test]
+    fn a_missing_secret_is_named_with_its_field() {
+        let mut seen = settled();
+        seen.missing_secrets = vec![(
+            "scylla".to_owned(),
+            vec!["spec.scylla.external.secretName".to_owned()],
+        )];
+        assert_eq!(
+            verdict(&seen).message,
+            "spec.scylla.external.secretName: there is no Secret scylla"
+        );
+    }
+
+    #[test]
+    fn a_store_that_does_not_answer_is_named() {
+        let mut seen = settled();
+        seen.components[1] = component(Role::Message, 2, 2, 0);
+        seen.readiness = vec![PodReadiness {
+            pod: "town-message-1".to_owned(),
+            dependencies: vec![Dependency {
+                name: "scylla".to_owned(),
+                ready: false,
+            }],
+        }];
+        assert_eq!(
+            (verdict(&seen).status, verdict(&seen).reason.as_str()),
+            ("True", "StoreUnreachable")
+        );
+    }
+}

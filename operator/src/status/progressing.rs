@@ -1,0 +1,61 @@
+//! `Progressing`: something ordered is still being brought about.
+
+use super::{Component, Migration, Observation, Verdict};
+
+pub(super) fn verdict(seen: &Observation) -> Verdict {
+    if !seen.problems.is_empty() {
+        return Verdict::no("SpecInvalid", "waiting for a valid spec");
+    }
+    if seen.failure.is_some() {
+        return Verdict::yes("Retrying", "the last attempt failed; see Degraded");
+    }
+    if !seen.missing_secrets.is_empty() {
+        return Verdict::yes("WaitingForSecrets", "Secrets are missing; see Degraded");
+    }
+    if seen.migration != Migration::Succeeded {
+        return Verdict::yes("Migrating", "the schema migration comes before the pods");
+    }
+    let unfinished: Vec<String> = seen
+        .components
+        .iter()
+        .filter(|component| !component.is_complete())
+        .map(Component::describe_progress)
+        .collect();
+    if unfinished.is_empty() {
+        Verdict::no("Complete", "everything is as ordered")
+    } else {
+        Verdict::yes(
+            "RollingOut",
+            format!("not complete: {}", unfinished.join("; ")),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::tests::{component, settled};
+    use carillon_crds::{FieldProblem, Role};
+
+    #[test]
+    fn it_says_which_step_is_under_way() {
+        assert_eq!(verdict(&settled()).status, "False");
+        let mut seen = settled();
+        seen.components[0] = component(Role::Auth, 2, 1, 2);
+        assert_eq!(
+            (verdict(&seen).status, verdict(&seen).reason.as_str()),
+            ("True", "RollingOut")
+        );
+        seen.migration = Migration::Running;
+        assert_eq!(verdict(&seen).reason, "Migrating");
+        seen.missing_secrets = vec![("scylla".to_owned(), vec!["f".to_owned()])];
+        assert_eq!(verdict(&seen).reason, "WaitingForSecrets");
+        seen.failure = Some("x".to_owned());
+        assert_eq!(verdict(&seen).reason, "Retrying");
+        seen.problems = vec![FieldProblem::new("f", "p", "a")];
+        assert_eq!(
+            (verdict(&seen).status, verdict(&seen).reason.as_str()),
+            ("False", "SpecInvalid")
+        );
+    }
+}

@@ -1,0 +1,95 @@
+//! `ScyllaReady`, `RedisReady`, `RabbitmqReady`: whether the store answers the roles that use it.
+//!
+//! A pod is ready only while its dependencies answer it, so ready pods vouch for the stores; pods that are not ready say
+//! which dependency is missing.
+
+use super::{Observation, Verdict};
+
+pub(super) fn verdict(seen: &Observation, store: &str) -> Verdict {
+    let mut complaining: Vec<&str> = seen
+        .readiness
+        .iter()
+        .filter(|pod| {
+            pod.dependencies
+                .iter()
+                .any(|dependency| dependency.name == store && !dependency.ready)
+        })
+        .map(|pod| pod.pod.as_str())
+        .collect();
+    complaining.sort_unstable();
+    if let Some(first) = complaining.first() {
+        return Verdict::no("Unreachable", format!("{store} doesn't answer {first}"));
+    }
+    let satisfied = seen.readiness.iter().any(|pod| {
+        pod.dependencies
+            .iter()
+            .any(|dependency| dependency.name == store && dependency.ready)
+    });
+    if satisfied
+        || (!seen.components.is_empty()
+            && seen
+                .components
+                .iter()
+                .all(|component| component.is_serving()))
+    {
+        return Verdict::yes(
+            "Reachable",
+            format!("{store} answers the roles that use it"),
+        );
+    }
+    Verdict::unknown("NotKnown", "no pod that uses it has said yet")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::readiness::{Dependency, PodReadiness};
+    use crate::status::tests::{component, settled};
+    use carillon_crds::Role;
+
+    fn pod(name: &str, dependencies: &[(&str, bool)]) -> PodReadiness {
+        PodReadiness {
+            pod: name.to_owned(),
+            dependencies: dependencies
+                .iter()
+                .map(|(name, ready)| Dependency {
+                    name: (*name).to_owned(),
+                    ready: *ready,
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn ready_pods_vouch_for_the_stores() {
+        assert_eq!(verdict(&settled(), "scylla").status, "True");
+    }
+
+    #[test]
+    fn a_pod_that_misses_a_store_names_it() {
+        let mut seen = settled();
+        seen.components[1] = component(Role::Message, 2, 2, 0);
+        seen.readiness = vec![pod("town-message-1", &[("scylla", false), ("redis", true)])];
+        assert_eq!(
+            (
+                verdict(&seen, "scylla").status,
+                verdict(&seen, "redis").status
+            ),
+            ("False", "True")
+        );
+        assert_eq!(
+            verdict(&seen, "scylla").message,
+            "scylla doesn't answer town-message-1"
+        );
+        assert_eq!(verdict(&seen, "rabbitmq").status, "Unknown");
+    }
+
+    #[test]
+    fn nothing_is_claimed_before_a_pod_has_said() {
+        let mut seen = settled();
+        seen.components = vec![component(Role::Message, 2, 2, 0)];
+        assert_eq!(verdict(&seen, "scylla").status, "Unknown");
+        seen.components.clear();
+        assert_eq!(verdict(&seen, "scylla").status, "Unknown");
+    }
+}

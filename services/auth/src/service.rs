@@ -1,0 +1,692 @@
+//! The auth role's use cases.
+
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use carillon_domain::{
+    Clock, DeviceId, Error, ErrorCode, Result, Timestamp, UserId,
+    account::{Account, ClientInfo, Identity, Session, Tokens, User},
+    ports::{AccountStore, Bus, Ephemeral, Rotation, SessionStore},
+    services::{AuthService, Login, NewAccount},
+    signal::{Signal, Topic},
+    validate,
+};
+use carillon_telemetry::metrics::{IntCounterVec, int_counter};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::{
+    keys::{SigningKeys, VerifyingKeys},
+    limits::{self, Limit},
+    otp::OtpProvider,
+    password::{PasswordOptions, Passwords, Verdict},
+    token::{Claims, TokenKind},
+    verifier::refuse_revoked,
+};
+
+static LOGINS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    int_counter(
+        "carillon_auth_logins_total",
+        "Logins by password or one-time code, by outcome: success, wrong, limited, overloaded, error.",
+        &["outcome"],
+    )
+});
+
+/// Added to the deny-list's times, so that clocks of two machines may differ.
+const CLOCK_SKEW: Duration = Duration::from_secs(60);
+
+/// What the auth role can be told.
+#[derive(Clone, Debug)]
+pub struct AuthOptions {
+    /// `iss` of every token: the cluster's name or address. Every verifier must be given the same.
+    pub issuer: String,
+    /// How long an access token lives.
+    pub access_ttl: Duration,
+    /// How long a refresh token lives.
+    pub refresh_ttl: Duration,
+    /// What hashing a password may cost.
+    pub passwords: PasswordOptions,
+    /// Failed logins per account and address within `failed_login_window`.
+    pub max_failed_logins: u64,
+    /// See `max_failed_logins`.
+    pub failed_login_window: Duration,
+    /// Devices that may be logged in at once; a further login ends the session that was used least lately.
+    pub max_devices: usize,
+    /// How long a WebSocket ticket may wait to be used.
+    pub ticket_ttl: Duration,
+    /// Shortest time between two codes to one number.
+    pub otp_resend_after: Duration,
+    /// Codes to one number per hour.
+    pub otp_sends_per_hour: u64,
+    /// Attempts per code.
+    pub otp_attempts: u64,
+    /// How long a code may be used.
+    pub otp_ttl: Duration,
+}
+
+impl Default for AuthOptions {
+    fn default() -> Self {
+        Self {
+            issuer: "carillon".to_owned(),
+            access_ttl: Duration::from_secs(15 * 60),
+            refresh_ttl: Duration::from_secs(7 * 24 * 3600),
+            passwords: PasswordOptions::default(),
+            max_failed_logins: 10,
+            failed_login_window: Duration::from_secs(15 * 60),
+            max_devices: 100,
+            ticket_ttl: Duration::from_secs(30),
+            otp_resend_after: Duration::from_secs(30),
+            otp_sends_per_hour: 5,
+            otp_attempts: 5,
+            otp_ttl: Duration::from_secs(10 * 60),
+        }
+    }
+}
+
+/// Options that contradict each other or are out of range.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct AuthOptionsError(String);
+
+/// What the auth role needs of the outside world.
+#[derive(Clone)]
+pub struct Ports {
+    /// Accounts.
+    pub accounts: Arc<dyn AccountStore>,
+    /// Sessions and the deny-list.
+    pub sessions: Arc<dyn SessionStore>,
+    /// Counters, tickets, pending codes.
+    pub ephemeral: Arc<dyn Ephemeral>,
+    /// Tells gateways of ended sessions.
+    pub bus: Arc<dyn Bus>,
+    /// The present.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The auth role.
+pub struct Auth {
+    options: AuthOptions,
+    ports: Ports,
+    keys: SigningKeys,
+    public: VerifyingKeys,
+    passwords: Passwords,
+    otp: Option<Arc<dyn OtpProvider>>,
+}
+
+/// A device's tokens as they are issued, with what the session remembers of them.
+struct Issued {
+    access: Claims,
+    tokens: Tokens,
+    refresh_hash: [u8; 32],
+    refresh_ends: Timestamp,
+}
+
+// === impl Auth ===
+
+impl Auth {
+    /// `otp: None` means that one-time passwords are not configured: their calls answer `FailedPrecondition`.
+    pub fn new(
+        options: AuthOptions,
+        ports: Ports,
+        keys: SigningKeys,
+        otp: Option<Arc<dyn OtpProvider>>,
+    ) -> std::result::Result<Self, AuthOptionsError> {
+        let problem = |text: &str| Err(AuthOptionsError(text.to_owned()));
+        if options.issuer.is_empty() || options.issuer.len() > 256 {
+            return problem("the issuer must have 1 to 256 bytes");
+        }
+        if options.access_ttl.as_secs() == 0 || options.refresh_ttl <= options.access_ttl {
+            return problem(
+                "access tokens must live 1 s or longer, and refresh tokens longer than they",
+            );
+        }
+        if options.max_failed_logins == 0 || options.otp_attempts == 0 || options.max_devices == 0 {
+            return problem("limits of logins, attempts and devices must be at least 1");
+        }
+        Ok(Self {
+            passwords: Passwords::new(&options.passwords).map_err(AuthOptionsError)?,
+            public: keys.verifying_keys(),
+            options,
+            ports,
+            keys,
+            otp,
+        })
+    }
+
+    /// The JWK set of this role's keys, for `/.well-known/jwks.json`.
+    pub fn jwks(&self) -> String {
+        crate::jwks(&self.keys)
+    }
+
+    async fn try_login(&self, login: Login, client: ClientInfo) -> Result<Tokens> {
+        let password = Zeroizing::new(login.password);
+        let name = login.login.trim().to_lowercase();
+        if name.is_empty() || name.len() > 254 || password.len() > validate::MAX_PASSWORD_BYTES {
+            return Err(wrong_login());
+        }
+        let failures = limits::key(
+            "failed-logins",
+            &[&name, client.ip.as_deref().unwrap_or("")],
+        );
+        limits::count(
+            self.ports.ephemeral.as_ref(),
+            &failures,
+            Limit {
+                count: self.options.max_failed_logins,
+                window: self.options.failed_login_window,
+            },
+            "too many failed logins, try again later",
+        )
+        .await?;
+        let account = if name.contains('@') {
+            self.ports.accounts.by_email(&name).await?
+        } else {
+            self.ports.accounts.by_username(&name).await?
+        };
+        let stored = account.as_ref().and_then(|a| a.password_hash.as_deref());
+        let verdict = self.passwords.verify(password.clone(), stored).await?;
+        let (Some(account), Verdict::Right | Verdict::RightButOutdated) = (account, verdict) else {
+            return Err(wrong_login());
+        };
+        self.ports.ephemeral.remove(&failures).await?;
+        if verdict == Verdict::RightButOutdated {
+            self.upgrade_hash(&account, password).await;
+        }
+        self.log_in(account.user, client).await
+    }
+
+    /// Replaces an imported or outdated hash. A failure changes nothing for the login: the next one tries again.
+    async fn upgrade_hash(&self, account: &Account, password: Zeroizing<String>) {
+        let Some(old) = account.password_hash.as_deref() else {
+            return;
+        };
+        let replaced = match self.passwords.hash(password).await {
+            Ok(new) => {
+                let accounts = &self.ports.accounts;
+                accounts
+                    .replace_password_hash(account.user.id, old, &new)
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = replaced {
+            tracing::warn!(%error, cause = error.cause_chain(), "password hash not upgraded");
+        }
+    }
+
+    async fn try_verify_otp(&self, phone: &str, code: &str, client: ClientInfo) -> Result<Tokens> {
+        let provider = self.otp_provider()?;
+        check_phone(phone)?;
+        let plausible = (4..=10).contains(&code.len()) && code.bytes().all(|b| b.is_ascii_digit());
+        if !plausible {
+            return Err(Error::invalid("otp_code", "4 to 10 digits"));
+        }
+        let ephemeral = self.ports.ephemeral.as_ref();
+        let pending = limits::key("otp-pending", &[phone]);
+        if ephemeral.get(&pending).await?.is_none() {
+            return Err(wrong_code());
+        }
+        limits::count(
+            ephemeral,
+            &limits::key("otp-attempts", &[phone]),
+            Limit {
+                count: self.options.otp_attempts,
+                window: self.options.otp_ttl,
+            },
+            "too many attempts, ask for a new code",
+        )
+        .await?;
+        if !provider.check(phone, code).await? {
+            return Err(wrong_code());
+        }
+        // Taking the mark makes the code single-use, also when it is presented twice at once.
+        if ephemeral.take(&pending).await?.is_none() {
+            return Err(wrong_code());
+        }
+        let user = self.account_of_phone(phone).await?;
+        self.log_in(user, client).await
+    }
+
+    async fn account_of_phone(&self, phone: &str) -> Result<User> {
+        if let Some(account) = self.ports.accounts.by_phone(phone).await? {
+            return Ok(account.user);
+        }
+        let username = format!("user-{}", hex::encode(rand::random::<[u8; 8]>()));
+        let account = Account {
+            user: User {
+                id: UserId::new(),
+                display_name: username.clone(),
+                username,
+                created_at: self.ports.clock.now(),
+            },
+            email: None,
+            phone: Some(phone.to_owned()),
+            password_hash: None,
+        };
+        match self.ports.accounts.create(&account).await {
+            Ok(()) => Ok(account.user),
+            // Another login with this number was faster.
+            Err(error) if error.code == ErrorCode::AlreadyExists => self
+                .ports
+                .accounts
+                .by_phone(phone)
+                .await?
+                .map(|account| account.user)
+                .ok_or(error),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn otp_provider(&self) -> Result<&dyn OtpProvider> {
+        self.otp.as_deref().ok_or_else(|| {
+            Error::new(
+                ErrorCode::FailedPrecondition,
+                "one-time passwords are not configured",
+            )
+        })
+    }
+
+    async fn log_in(&self, user: User, client: ClientInfo) -> Result<Tokens> {
+        let now = self.ports.clock.now();
+        let user_id = user.id;
+        let issued = self.issue(user, DeviceId::new(), now)?;
+        let session = Session {
+            user: user_id,
+            device: issued.tokens.device,
+            refresh_hash: issued.refresh_hash,
+            access_token_id: issued.access.jti,
+            access_expires_at: issued.access.expires_at(),
+            expires_at: issued.refresh_ends,
+            created_at: now,
+            last_seen_at: now,
+            client: bounded(client),
+        };
+        self.ports.sessions.put(&session).await?;
+        self.end_surplus_sessions(user_id, session.device).await?;
+        Ok(issued.tokens)
+    }
+
+    async fn end_surplus_sessions(&self, user: UserId, newest: DeviceId) -> Result<()> {
+        let mut sessions = self.ports.sessions.list(user).await?;
+        sessions.retain(|session| session.device != newest);
+        sessions.sort_by_key(|session| std::cmp::Reverse(session.last_seen_at));
+        for session in sessions.iter().skip(self.options.max_devices - 1) {
+            self.end_other(user, session.device).await?;
+        }
+        Ok(())
+    }
+
+    fn issue(&self, user: User, device: DeviceId, now: Timestamp) -> Result<Issued> {
+        let claims = |kind, ttl| Claims::new(kind, &self.options.issuer, user.id, device, now, ttl);
+        let access = claims(TokenKind::Access, self.options.access_ttl);
+        let refresh = claims(TokenKind::Refresh, self.options.refresh_ttl);
+        let refresh_token = refresh.sign(&self.keys)?;
+        Ok(Issued {
+            refresh_hash: Sha256::digest(&refresh_token).into(),
+            refresh_ends: refresh.expires_at(),
+            tokens: Tokens {
+                access_token: access.sign(&self.keys)?,
+                refresh_token,
+                expires_in: self.options.access_ttl.as_secs(),
+                user,
+                device,
+            },
+            access,
+        })
+    }
+
+    /// Ends the session of the caller's own device; whether there was one. The session goes first: until all is done the caller's
+    /// token still works, so that a failed call can be made again.
+    async fn end_own(&self, who: &Identity) -> Result<bool> {
+        let sessions = self.ports.sessions.as_ref();
+        let session = sessions.remove(who.user, who.device).await?;
+        self.deny(who.device, session.as_ref()).await?;
+        let ends = who.expires_at.plus(CLOCK_SKEW);
+        sessions.revoke_token(who.token_id, ends).await?;
+        self.tell_revoked(who.user, who.device, Some(who.token_id))
+            .await?;
+        Ok(session.is_some())
+    }
+
+    /// Ends the session of any other device; whether there was one. The session goes last: until all is done it is still found,
+    /// so that a failed call can be made again.
+    async fn end_other(&self, user: UserId, device: DeviceId) -> Result<bool> {
+        let sessions = self.ports.sessions.as_ref();
+        let Some(session) = sessions.get(user, device).await? else {
+            return Ok(false);
+        };
+        self.deny(device, Some(&session)).await?;
+        let removed = sessions.remove(user, device).await?;
+        self.tell_revoked(user, device, Some(session.access_token_id))
+            .await?;
+        Ok(removed.is_some())
+    }
+
+    /// Refuses every access token of a device from now on: the one given last by its id, and the device as a whole, because
+    /// tokens from before the last refresh may live, and a refresh that runs at this moment may be giving another.
+    async fn deny(&self, device: DeviceId, session: Option<&Session>) -> Result<()> {
+        let sessions = self.ports.sessions.as_ref();
+        let now = self.ports.clock.now();
+        let until = now.plus(self.options.access_ttl + CLOCK_SKEW);
+        sessions.revoke_token(device.0, until).await?;
+        if let Some(session) = session {
+            let ends = session.access_expires_at.plus(CLOCK_SKEW);
+            sessions.revoke_token(session.access_token_id, ends).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the gateways. The tokens are refused already; an error says that sockets may still be open.
+    async fn tell_revoked(
+        &self,
+        user: UserId,
+        device: DeviceId,
+        token_id: Option<Uuid>,
+    ) -> Result<()> {
+        let signal = Signal::SessionRevoked {
+            user,
+            device: Some(device),
+            token_id,
+        }
+        .encode()?;
+        let topic = Topic::of_user(user);
+        for pause in [50, 200] {
+            match self.ports.bus.publish(topic, signal.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    tracing::warn!(%error, cause = error.cause_chain(), "revocation not told yet");
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        self.ports.bus.publish(topic, signal).await
+    }
+
+    async fn reused(&self, claims: &Claims) -> Result<Error> {
+        tracing::warn!(user = %claims.sub, device = %claims.did, "a refresh token was used again: the session is ended");
+        self.end_other(claims.sub, claims.did).await?;
+        Ok(Error::unauthenticated(
+            "the refresh token was used before: the session was ended, log in again",
+        ))
+    }
+}
+
+#[async_trait]
+impl AuthService for Auth {
+    #[tracing::instrument(name = "auth.register", skip_all)]
+    async fn register(&self, account: NewAccount) -> Result<User> {
+        let password = Zeroizing::new(account.password);
+        let (username, email) = (account.username, account.email.trim().to_lowercase());
+        let mut problems = validate::Problems::default();
+        problems.check(
+            validate::is_username(&username),
+            "username",
+            "3 to 32 letters, digits, '_', '.' or '-', beginning with a letter or digit",
+        );
+        problems.check(validate::is_email(&email), "email", "an e-mail address");
+        problems.check(
+            validate::is_password(&password),
+            "password",
+            "at least 8 characters, at most 256 bytes",
+        );
+        problems.into_result()?;
+        // The store decides; asking first saves the hashing, and names every field that is taken.
+        let (by_name, by_email) = futures::try_join!(
+            self.ports.accounts.by_username(&username),
+            self.ports.accounts.by_email(&email)
+        )?;
+        let mut taken = Error::new(ErrorCode::AlreadyExists, "the account exists already");
+        for (field, found) in [("username", by_name), ("email", by_email)] {
+            if found.is_some() {
+                taken = taken.with_field(field, "is taken");
+            }
+        }
+        if !taken.fields.is_empty() {
+            return Err(taken);
+        }
+        let account = Account {
+            user: User {
+                id: UserId::new(),
+                display_name: username.clone(),
+                username,
+                created_at: self.ports.clock.now(),
+            },
+            email: Some(email),
+            phone: None,
+            password_hash: Some(self.passwords.hash(password).await?),
+        };
+        self.ports.accounts.create(&account).await?;
+        Ok(account.user)
+    }
+
+    #[tracing::instrument(name = "auth.login", skip_all)]
+    async fn login(&self, login: Login, client: ClientInfo) -> Result<Tokens> {
+        counted(self.try_login(login, client).await)
+    }
+
+    #[tracing::instrument(name = "auth.send_otp", skip_all)]
+    async fn send_otp(&self, phone_number: &str) -> Result<()> {
+        let provider = self.otp_provider()?;
+        check_phone(phone_number)?;
+        let ephemeral = self.ports.ephemeral.as_ref();
+        let wait = limits::key("otp-wait", &[phone_number]);
+        if !ephemeral
+            .claim(&wait, self.options.otp_resend_after)
+            .await?
+        {
+            return Err(limits::refused(
+                "a code was sent just now, wait before asking for another",
+                self.options.otp_resend_after,
+            ));
+        }
+        limits::count(
+            ephemeral,
+            &limits::key("otp-sends", &[phone_number]),
+            Limit {
+                count: self.options.otp_sends_per_hour,
+                window: Duration::from_secs(3600),
+            },
+            "too many codes were sent to this number, try again later",
+        )
+        .await?;
+        if let Err(error) = provider.send(phone_number).await {
+            ephemeral.remove(&wait).await?;
+            return Err(error);
+        }
+        let attempts = limits::key("otp-attempts", &[phone_number]);
+        ephemeral.remove(&attempts).await?;
+        let pending = limits::key("otp-pending", &[phone_number]);
+        ephemeral.put(&pending, b"1", self.options.otp_ttl).await
+    }
+
+    #[tracing::instrument(name = "auth.verify_otp", skip_all)]
+    async fn verify_otp(
+        &self,
+        phone_number: &str,
+        otp_code: &str,
+        client: ClientInfo,
+    ) -> Result<Tokens> {
+        counted(self.try_verify_otp(phone_number, otp_code, client).await)
+    }
+
+    #[tracing::instrument(name = "auth.refresh", skip_all)]
+    async fn refresh(&self, refresh_token: &str) -> Result<Tokens> {
+        let claims = Claims::verify(
+            refresh_token,
+            &self.public,
+            TokenKind::Refresh,
+            &self.options.issuer,
+        )?;
+        let now = self.ports.clock.now();
+        claims.check_time(now)?;
+        let ended = || Error::unauthenticated("the session has ended, log in again");
+        let sessions = self.ports.sessions.as_ref();
+        let session = sessions
+            .get(claims.sub, claims.did)
+            .await?
+            .ok_or_else(ended)?;
+        let old_hash: [u8; 32] = Sha256::digest(refresh_token).into();
+        if !bool::from(session.refresh_hash.ct_eq(&old_hash)) {
+            return Err(self.reused(&claims).await?);
+        }
+        let accounts = self.ports.accounts.by_ids(&[claims.sub]).await?;
+        let user = accounts.into_iter().next().ok_or_else(ended)?.user;
+        let issued = self.issue(user, claims.did, now)?;
+        let next = Session {
+            refresh_hash: issued.refresh_hash,
+            access_token_id: issued.access.jti,
+            access_expires_at: issued.access.expires_at(),
+            expires_at: issued.refresh_ends,
+            last_seen_at: now,
+            ..session
+        };
+        match sessions.rotate(&old_hash, &next).await? {
+            Rotation::Rotated => Ok(issued.tokens),
+            Rotation::Reused => Err(self.reused(&claims).await?),
+            Rotation::Unknown => Err(ended()),
+        }
+    }
+
+    #[tracing::instrument(name = "auth.logout", skip_all)]
+    async fn logout(&self, who: &Identity) -> Result<()> {
+        self.end_own(who).await.map(drop)
+    }
+
+    #[tracing::instrument(name = "auth.logout_all", skip_all)]
+    async fn logout_all(&self, who: &Identity) -> Result<u64> {
+        let mut ended = 0;
+        for session in self.ports.sessions.list(who.user).await? {
+            if session.device != who.device {
+                ended += u64::from(self.end_other(who.user, session.device).await?);
+            }
+        }
+        // The caller's own comes last: until all is done, a failed call can be made again.
+        ended += u64::from(self.end_own(who).await?);
+        Ok(ended)
+    }
+
+    async fn sessions(&self, who: &Identity) -> Result<Vec<Session>> {
+        self.ports.sessions.list(who.user).await
+    }
+
+    #[tracing::instrument(name = "auth.end_session", skip_all)]
+    async fn end_session(&self, who: &Identity, device: DeviceId) -> Result<()> {
+        let ended = if device == who.device {
+            self.end_own(who).await?
+        } else {
+            self.end_other(who.user, device).await?
+        };
+        if ended {
+            Ok(())
+        } else {
+            Err(Error::not_found("session"))
+        }
+    }
+
+    async fn users(&self, ids: &[UserId]) -> Result<Vec<User>> {
+        if ids.len() > 1000 {
+            return Err(Error::invalid("ids", "at most 1000"));
+        }
+        let accounts = self.ports.accounts.by_ids(ids).await?;
+        Ok(accounts.into_iter().map(|account| account.user).collect())
+    }
+
+    async fn user_by_name(&self, username: &str) -> Result<Option<User>> {
+        if !validate::is_username(username) {
+            return Ok(None);
+        }
+        let account = self.ports.accounts.by_username(username).await?;
+        Ok(account.map(|account| account.user))
+    }
+
+    async fn me(&self, who: &Identity) -> Result<(User, Option<String>)> {
+        let accounts = self.ports.accounts.by_ids(&[who.user]).await?;
+        let account = accounts.into_iter().next();
+        account
+            .map(|account| (account.user, account.email))
+            .ok_or_else(|| Error::not_found("user"))
+    }
+
+    async fn issue_ticket(&self, who: &Identity) -> Result<String> {
+        let ticket = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
+        let value = serde_json::to_vec(who).map_err(Error::internal)?;
+        let ephemeral = &self.ports.ephemeral;
+        ephemeral
+            .put(
+                &limits::key("ticket", &[&ticket]),
+                &value,
+                self.options.ticket_ttl,
+            )
+            .await?;
+        Ok(ticket)
+    }
+
+    async fn redeem_ticket(&self, ticket: &str) -> Result<Identity> {
+        let refused = || Error::unauthenticated("the ticket is not valid, or was used before");
+        if ticket.len() != 43 {
+            return Err(refused());
+        }
+        let key = limits::key("ticket", &[ticket]);
+        let value = self.ports.ephemeral.take(&key).await?.ok_or_else(refused)?;
+        let who: Identity = serde_json::from_slice(&value).map_err(Error::internal)?;
+        if self.ports.clock.now() >= who.expires_at {
+            return Err(refused());
+        }
+        refuse_revoked(self.ports.sessions.as_ref(), &who).await?;
+        Ok(who)
+    }
+}
+
+fn counted(result: Result<Tokens>) -> Result<Tokens> {
+    let outcome = match result.as_ref().map_err(|error| error.code) {
+        Ok(_) => "success",
+        Err(ErrorCode::Unauthenticated | ErrorCode::InvalidRequest) => "wrong",
+        Err(ErrorCode::RateLimited) => "limited",
+        Err(ErrorCode::Unavailable) => "overloaded",
+        Err(_) => "error",
+    };
+    LOGINS.with_label_values(&[outcome]).inc();
+    result
+}
+
+/// The same for an unknown name and a wrong password.
+fn wrong_login() -> Error {
+    Error::unauthenticated("the login or the password is wrong")
+}
+
+fn wrong_code() -> Error {
+    Error::unauthenticated("the code is wrong, or has ended")
+}
+
+fn check_phone(phone: &str) -> Result<()> {
+    if validate::is_phone(phone) {
+        Ok(())
+    } else {
+        Err(Error::invalid(
+            "phone_number",
+            "'+' and 8 to 15 digits (E.164)",
+        ))
+    }
+}
+
+/// Cuts what a client says of itself to what the session list shows.
+fn bounded(client: ClientInfo) -> ClientInfo {
+    let cut = |text: Option<String>, length: usize| {
+        let clean = |text: String| -> String {
+            let printable = text.chars().filter(|c| !c.is_control());
+            printable.take(length).collect::<String>().trim().to_owned()
+        };
+        text.map(clean).filter(|text| !text.is_empty())
+    };
+    ClientInfo {
+        device_name: cut(client.device_name, 64),
+        user_agent: cut(client.user_agent, 256),
+        ip: cut(client.ip, 45),
+    }
+}

@@ -1,0 +1,54 @@
+//! Puts roles together: which store stands behind which port, and which service is local and which remote.
+//!
+//! [`roles`] has one function per role, used by both ways of running: [`up`](fn@up) (everything local, embedded stores) and
+//! [`serve`](fn@serve) (some roles, real stores, the other roles over gRPC).
+
+mod late;
+mod migrate;
+mod roles;
+mod serve;
+mod stores;
+mod up;
+
+pub use migrate::migrate;
+pub use serve::serve;
+pub use up::up;
+
+use std::net::SocketAddr;
+
+use carillon_crds::config::{LogFormat, PlatformConfig};
+use carillon_telemetry::Telemetry;
+use tokio::net::TcpListener;
+
+use crate::failure::Failure;
+
+/// Starts logs and traces.
+fn start_telemetry(
+    config: &PlatformConfig,
+    service: &str,
+    instance: &str,
+    filter: &str,
+) -> Result<Telemetry, Failure> {
+    carillon_telemetry::start(&carillon_telemetry::Options {
+        service: service.to_owned(),
+        instance: instance.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        otlp_endpoint: config.telemetry.otlp_endpoint.clone(),
+        trace_ratio: config.telemetry.trace_ratio,
+        log_format: match config.telemetry.log_format {
+            LogFormat::Json => carillon_telemetry::LogFormat::Json,
+            LogFormat::Text => carillon_telemetry::LogFormat::Text,
+        },
+        log_filter: filter.to_owned(),
+    })
+    .map_err(|error| Failure::usage(error.to_string()))
+}
+
+/// Binds a port, or says which one is taken and how to choose another.
+async fn bind(what: &str, address: SocketAddr, hint: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        Failure::unavailable(format!(
+            "can't listen on {address} for {what}: {error}; {hint}"
+        ))
+    })
+}

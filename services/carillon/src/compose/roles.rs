@@ -1,0 +1,279 @@
+//! One function per role: ports in, service out.
+
+use std::{sync::Arc, time::Duration};
+
+use carillon_auth::{
+    Auth, AuthOptions, DevOtp, OtpProvider, PasswordOptions, SigningKeys, Verifier, VerifyingKeys,
+};
+use carillon_crds::config::{self as crds, KeysConfig, PlatformConfig};
+use carillon_domain::{
+    Clock, ReplicaId,
+    ports::{BlobStore, Probe, PushQueue},
+    services::{
+        AuthService, MediaService, MessageService, NotificationService, PresenceService,
+        TokenVerifier,
+    },
+    time::SystemClock,
+};
+use carillon_gateway::{Gateway, GatewayOptions, Services};
+use carillon_media::{MediaOptions, MediaRole};
+use carillon_message::{MessageOptions, MessagePorts, MessageRole, Ownership};
+use carillon_notification::{
+    FcmOptions, NotificationOptions, NotificationRole, ServiceAccount, VapidKey, WebPushOptions,
+};
+use carillon_presence::{PresenceOptions, PresenceRole};
+
+use super::stores::{FastStore, WideStore};
+use crate::{config, failure::Failure};
+
+fn clock() -> Arc<dyn Clock> {
+    Arc::new(SystemClock)
+}
+
+/// The private keys; only the auth role reads them.
+pub fn signing_keys(keys: &KeysConfig) -> Result<SigningKeys, Failure> {
+    let pem = config::read(&keys.signing_key_file, "the signing key")?;
+    SigningKeys::from_pem([pem])
+        .map_err(|error| Failure::usage(format!("{}: {error}", keys.signing_key_file.display())))
+}
+
+/// The public keys, as a JWK set that the operator wrote.
+pub fn public_keys(jwks: &str) -> Result<VerifyingKeys, Failure> {
+    VerifyingKeys::from_jwks(jwks)
+        .map_err(|error| Failure::usage(format!("keys.jwksFile: {error}")))
+}
+
+/// Checks tokens in this process.
+pub fn verifier(
+    config: &PlatformConfig,
+    keys: VerifyingKeys,
+    fast: &FastStore,
+) -> Arc<dyn TokenVerifier> {
+    Arc::new(Verifier::new(
+        keys,
+        config.auth.issuer.clone(),
+        fast.sessions.clone(),
+        clock(),
+    ))
+}
+
+/// Auth.
+pub fn auth(
+    config: &PlatformConfig,
+    keys: SigningKeys,
+    wide: &WideStore,
+    fast: &FastStore,
+) -> Result<Arc<dyn AuthService>, Failure> {
+    let options = AuthOptions {
+        issuer: config.auth.issuer.clone(),
+        access_ttl: Duration::from_secs(config.auth.access_ttl_seconds),
+        refresh_ttl: Duration::from_secs(config.auth.refresh_ttl_seconds),
+        passwords: PasswordOptions {
+            memory_kib: config.auth.argon2.memory_kib,
+            iterations: config.auth.argon2.iterations,
+            lanes: config.auth.argon2.parallelism,
+            ..PasswordOptions::default()
+        },
+        ..AuthOptions::default()
+    };
+    let ports = carillon_auth::Ports {
+        accounts: wide.accounts.clone(),
+        sessions: fast.sessions.clone(),
+        ephemeral: fast.ephemeral.clone(),
+        bus: fast.bus.clone(),
+        clock: clock(),
+    };
+    let otp: Option<Arc<dyn OtpProvider>> = match config.auth.otp_provider {
+        crds::OtpProvider::Dev => Some(Arc::new(DevOtp::new(config.auth.dev_mode)?)),
+        crds::OtpProvider::Disabled => None,
+        crds::OtpProvider::Twilio(_) => {
+            return Err(Failure::usage(
+                "spec.auth.otp.twilio: this release has no Twilio provider; leave it out, or use spec.auth.devMode for development",
+            ));
+        }
+    };
+    let auth = Auth::new(options, ports, keys, otp)
+        .map_err(|error| Failure::usage(format!("spec.auth: {error}")))?;
+    Ok(Arc::new(auth))
+}
+
+/// Presence, with the work that it does by itself.
+pub fn presence(config: &PlatformConfig, wide: &WideStore, fast: &FastStore) -> Arc<PresenceRole> {
+    let options = PresenceOptions {
+        lease: Duration::from_secs(config.presence.lease_seconds),
+        ..PresenceOptions::default()
+    };
+    Arc::new(PresenceRole::new(
+        fast.presence.clone(),
+        wide.rooms.clone(),
+        fast.bus.clone(),
+        clock(),
+        options,
+    ))
+}
+
+/// Message.
+pub fn message(
+    wide: &WideStore,
+    fast: &FastStore,
+    queue: Arc<dyn PushQueue>,
+    presence: Arc<dyn PresenceService>,
+    ownership: Arc<dyn Ownership>,
+    replica: ReplicaId,
+    peers: Option<Arc<dyn MessageService>>,
+) -> Arc<dyn MessageService> {
+    let ports = MessagePorts {
+        log: wide.log.clone(),
+        rooms: wide.rooms.clone(),
+        accounts: wide.accounts.clone(),
+        bus: fast.bus.clone(),
+        presence,
+        push_queue: queue,
+        clock: clock(),
+        ownership,
+    };
+    MessageRole::start(MessageOptions::default(), ports, replica, peers)
+}
+
+/// Media.
+pub fn media(
+    config: &PlatformConfig,
+    wide: &WideStore,
+    blobs: Arc<dyn BlobStore>,
+    messages: Arc<dyn MessageService>,
+) -> Arc<dyn MediaService> {
+    let options = MediaOptions {
+        max_upload_bytes: config.media.max_upload_bytes,
+    };
+    Arc::new(MediaRole::new(
+        blobs,
+        wide.media_index.clone(),
+        messages,
+        clock(),
+        options,
+    ))
+}
+
+/// Notification, with the work that it does by itself.
+pub fn notification(
+    config: &PlatformConfig,
+    wide: &WideStore,
+    fast: &FastStore,
+    queue: Arc<dyn PushQueue>,
+) -> Result<Arc<NotificationRole>, Failure> {
+    let options = notification_options(config)?;
+    let role = NotificationRole::new(
+        wide.push_targets.clone(),
+        queue,
+        fast.ephemeral.clone(),
+        clock(),
+        options,
+    )
+    .map_err(|error| Failure::usage(format!("spec.notification: {error}")))?;
+    Ok(Arc::new(role))
+}
+
+fn notification_options(config: &PlatformConfig) -> Result<NotificationOptions, Failure> {
+    let bad = |error: carillon_notification::OptionsError| {
+        Failure::usage(format!("spec.notification: {error}"))
+    };
+    let mut options = NotificationOptions::default();
+    if let Some(provider) = &config.notification.web_push {
+        let directory = credentials_dir(provider, "webPush")?;
+        options.web_push = Some(WebPushOptions {
+            base_url: provider
+                .base_url
+                .as_deref()
+                .map(|url| base_url(url, "webPush"))
+                .transpose()?,
+            vapid_key: VapidKey::parse(&config::secret(directory, "private_key.pem")?)
+                .map_err(bad)?,
+            subject: config::secret(directory, "subject")?,
+            ttl: Duration::from_secs(28 * 24 * 3600),
+        });
+    }
+    if let Some(provider) = &config.notification.fcm {
+        let directory = credentials_dir(provider, "fcm")?;
+        options.fcm = Some(FcmOptions {
+            base_url: base_url(
+                provider.base_url.as_deref().unwrap_or(FcmOptions::BASE_URL),
+                "fcm",
+            )?,
+            service_account: ServiceAccount::from_json(&config::secret(
+                directory,
+                "service_account.json",
+            )?)
+            .map_err(bad)?,
+        });
+    }
+    if config.notification.apns.is_some() {
+        return Err(Failure::usage(
+            "spec.notification.apns: this release can't push through APNs; leave it out",
+        ));
+    }
+    Ok(options)
+}
+
+fn credentials_dir<'a>(
+    provider: &'a crds::ProviderConfig,
+    name: &str,
+) -> Result<&'a std::path::Path, Failure> {
+    let missing = || Failure::usage(format!("spec.notification.{name}.secretName: missing"));
+    provider.credentials_dir.as_deref().ok_or_else(missing)
+}
+
+fn base_url(text: &str, name: &str) -> Result<url::Url, Failure> {
+    text.parse().map_err(|error| {
+        Failure::usage(format!(
+            "spec.notification.{name}.baseUrl: {text:?} is no URL: {error}"
+        ))
+    })
+}
+
+/// What the gateway calls.
+pub struct GatewayCalls {
+    pub auth: Arc<dyn AuthService>,
+    pub verifier: Arc<dyn TokenVerifier>,
+    pub messages: Arc<dyn MessageService>,
+    pub presence: Arc<dyn PresenceService>,
+    pub media: Arc<dyn MediaService>,
+    pub notifications: Arc<dyn NotificationService>,
+}
+
+/// The gateway.
+pub fn gateway(
+    config: &PlatformConfig,
+    fast: &FastStore,
+    calls: GatewayCalls,
+    jwks: String,
+    probes: Vec<Arc<dyn Probe>>,
+) -> Gateway {
+    let limits = &config.gateway;
+    let options = GatewayOptions {
+        allowed_origins: limits.allowed_origins.clone(),
+        max_frame_bytes: usize::try_from(limits.max_frame_bytes).unwrap_or(usize::MAX),
+        max_body_bytes: usize::try_from(limits.max_body_bytes).unwrap_or(usize::MAX),
+        max_upload_bytes: usize::try_from(config.media.max_upload_bytes).unwrap_or(usize::MAX),
+        heartbeat: Duration::from_secs(limits.heartbeat_seconds),
+        dead_after: Duration::from_secs(limits.dead_after_seconds),
+        send_buffer: limits.send_buffer,
+        drain: Duration::from_secs(limits.drain_seconds),
+        auth_per_minute: limits.auth_per_minute,
+        requests_per_minute: limits.requests_per_minute,
+        messages_per_second: limits.messages_per_second,
+        presence_renewal: Duration::from_secs((config.presence.lease_seconds / 3).max(1)),
+        probes,
+        ..GatewayOptions::default()
+    };
+    let services = Services {
+        auth: calls.auth,
+        verifier: calls.verifier,
+        messages: calls.messages,
+        presence: calls.presence,
+        media: calls.media,
+        notifications: calls.notifications,
+        bus: fast.bus.clone(),
+        clock: clock(),
+    };
+    Gateway::new(options, services, jwks)
+}

@@ -1,0 +1,211 @@
+//! The stores behind the ports: all embedded, or ScyllaDB, Redis and RabbitMQ.
+
+use std::{path::Path, sync::Arc};
+
+use carillon_adapters::{embedded, object, rabbitmq, redis, scylla};
+use carillon_crds::config::{BlobConfig, ExternalStores, ScyllaConfig};
+use carillon_domain::ports::Probe;
+use carillon_domain::ports::{
+    AccountStore, BlobStore, Bus, Ephemeral, MediaIndex, PresenceStore, PushQueue, PushTargetStore,
+    ReplicaRegistry, RoomLog, RoomStore, SessionStore,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::late::LateProbe;
+use crate::{cli::Role, config, failure::Failure};
+
+/// Durable truth: ScyllaDB, or the embedded store.
+#[derive(Clone)]
+pub struct WideStore {
+    pub accounts: Arc<dyn AccountStore>,
+    pub rooms: Arc<dyn RoomStore>,
+    pub log: Arc<dyn RoomLog>,
+    pub push_targets: Arc<dyn PushTargetStore>,
+    pub media_index: Arc<dyn MediaIndex>,
+}
+
+/// Sessions, leases and signals: Redis, or the embedded store.
+#[derive(Clone)]
+pub struct FastStore {
+    pub sessions: Arc<dyn SessionStore>,
+    pub ephemeral: Arc<dyn Ephemeral>,
+    pub bus: Arc<dyn Bus>,
+    pub registry: Arc<dyn ReplicaRegistry>,
+    pub presence: Arc<dyn PresenceStore>,
+}
+
+/// Opens the embedded stores.
+pub fn open_embedded(
+    directory: &Path,
+) -> Result<(WideStore, FastStore, Arc<dyn PushQueue>, Arc<dyn Probe>), Failure> {
+    let stores = embedded::open(directory)?;
+    let wide = WideStore {
+        accounts: stores.accounts,
+        rooms: stores.rooms,
+        log: stores.log,
+        push_targets: stores.push_targets,
+        media_index: stores.media_index,
+    };
+    let fast = FastStore {
+        sessions: stores.sessions,
+        ephemeral: stores.ephemeral,
+        bus: stores.bus,
+        registry: stores.registry,
+        presence: stores.presence,
+    };
+    Ok((wide, fast, stores.push_queue, stores.probe))
+}
+
+/// Opens the store of uploaded bytes.
+pub fn open_blobs(blob: &BlobConfig) -> Result<Arc<dyn BlobStore>, Failure> {
+    match blob {
+        BlobConfig::Directory { path } => Ok(object::directory(path)?),
+        BlobConfig::S3 {
+            bucket,
+            endpoint,
+            region,
+            credentials_dir,
+            ..
+        } => Ok(object::s3(&object::S3Options {
+            bucket: bucket.clone(),
+            endpoint: Some(endpoint.clone()),
+            region: region.clone(),
+            access_key_id: config::secret(credentials_dir, "access_key_id")?,
+            secret_access_key: config::secret(credentials_dir, "secret_access_key")?,
+            prefix: String::new(),
+            virtual_hosted: false,
+        })?),
+    }
+}
+
+/// Which stores a role needs.
+pub fn needs_wide(role: Role) -> bool {
+    role != Role::Gateway
+}
+
+/// Which stores a role needs.
+pub fn needs_queue(role: Role) -> bool {
+    matches!(role, Role::Message | Role::Notification)
+}
+
+/// ScyllaDB's options.
+pub fn scylla_options(config: &ScyllaConfig) -> Result<scylla::ScyllaOptions, Failure> {
+    let credentials = match &config.credentials_dir {
+        Some(directory) => Some((
+            config::secret(directory, "username")?,
+            config::secret(directory, "password")?,
+        )),
+        None => None,
+    };
+    Ok(scylla::ScyllaOptions {
+        contact_points: config.contact_points.clone(),
+        datacenter: Some(config.datacenter.clone()),
+        keyspace: config.keyspace.clone(),
+        replication_factor: u8::try_from(config.replication_factor)
+            .map_err(|_| Failure::usage("stores.scylla.replicationFactor: 1 to 255"))?,
+        credentials,
+    })
+}
+
+/// The probes of the real stores, before they are reached.
+pub struct LateStores {
+    scylla: Arc<LateProbe>,
+    redis: Arc<LateProbe>,
+    rabbitmq: Arc<LateProbe>,
+}
+
+impl LateStores {
+    /// None reached yet.
+    pub fn new() -> Self {
+        Self {
+            scylla: LateProbe::new("scylla"),
+            redis: LateProbe::new("redis"),
+            rabbitmq: LateProbe::new("rabbitmq"),
+        }
+    }
+
+    /// The probes of those that these roles need.
+    pub fn probes(&self, roles: &[Role]) -> Vec<Arc<dyn Probe>> {
+        let mut probes: Vec<Arc<dyn Probe>> = vec![self.redis.clone()];
+        if roles.iter().copied().any(needs_wide) {
+            probes.push(self.scylla.clone());
+        }
+        if roles.iter().copied().any(needs_queue) {
+            probes.push(self.rabbitmq.clone());
+        }
+        probes
+    }
+
+    /// Reaches ScyllaDB; `None` when the stop came first.
+    pub async fn wide(
+        &self,
+        stores: &ExternalStores,
+        stop: &CancellationToken,
+    ) -> Result<Option<WideStore>, Failure> {
+        let options = scylla_options(&stores.scylla)?;
+        let connected = self
+            .scylla
+            .reach(
+                stop,
+                || scylla::connect(&options),
+                |stores| stores.probe.clone(),
+            )
+            .await;
+        Ok(connected.map(|stores| WideStore {
+            accounts: stores.accounts,
+            rooms: stores.rooms,
+            log: stores.log,
+            push_targets: stores.push_targets,
+            media_index: stores.media_index,
+        }))
+    }
+
+    /// Reaches Redis; `None` when the stop came first.
+    pub async fn fast(
+        &self,
+        stores: &ExternalStores,
+        stop: &CancellationToken,
+    ) -> Result<Option<FastStore>, Failure> {
+        // Platforms that share servers are told apart as their keyspaces are.
+        let options = redis::RedisOptions {
+            url: config::redis_url(&stores.redis)?,
+            prefix: format!("{}:", stores.scylla.keyspace),
+        };
+        let connected = self
+            .redis
+            .reach(
+                stop,
+                || redis::connect(&options),
+                |stores| stores.probe.clone(),
+            )
+            .await;
+        Ok(connected.map(|stores| FastStore {
+            sessions: stores.sessions,
+            ephemeral: stores.ephemeral,
+            bus: stores.bus,
+            registry: stores.registry,
+            presence: stores.presence,
+        }))
+    }
+
+    /// Reaches RabbitMQ; `None` when the stop came first.
+    pub async fn queue(
+        &self,
+        stores: &ExternalStores,
+        stop: &CancellationToken,
+    ) -> Result<Option<Arc<dyn PushQueue>>, Failure> {
+        let options = rabbitmq::RabbitOptions {
+            url: config::rabbitmq_url(&stores.rabbitmq)?,
+            prefix: format!("{}.", stores.scylla.keyspace),
+        };
+        let connected = self
+            .rabbitmq
+            .reach(
+                stop,
+                || rabbitmq::connect(&options),
+                |stores| stores.probe.clone(),
+            )
+            .await;
+        Ok(connected.map(|stores| stores.push_queue))
+    }
+}

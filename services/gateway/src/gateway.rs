@@ -1,0 +1,100 @@
+//! The gateway as a whole.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use axum::Router;
+use tokio::{net::TcpListener, sync::OnceCell};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    edge::{AllowedOrigins, Limits},
+    hub::Hub,
+    metrics,
+    options::{GatewayOptions, Services},
+    rest, serve,
+    usecases::Chat,
+};
+
+/// Everything handlers need; cheap to clone.
+pub type App = Arc<AppState>;
+
+/// See [`App`].
+pub struct AppState {
+    pub options: GatewayOptions,
+    pub services: Services,
+    pub chat: Chat,
+    pub limits: Limits,
+    pub origins: AllowedOrigins,
+    pub jwks_json: String,
+    /// Made by the first socket, since it needs the bus.
+    hub: OnceCell<Hub>,
+    pub readiness: rest::Readiness,
+    draining: AtomicBool,
+}
+
+impl AppState {
+    /// The hub. `Unavailable` while the bus can't be reached.
+    pub async fn hub(&self) -> carillon_domain::Result<&Hub> {
+        self.hub
+            .get_or_try_init(|| Hub::start(&self.options, &self.services))
+            .await
+    }
+
+    /// The hub if a socket has needed it.
+    pub fn started_hub(&self) -> Option<&Hub> {
+        self.hub.get()
+    }
+
+    /// Whether the gateway is about to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    pub fn start_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+}
+
+/// REST and WebSocket over the services.
+pub struct Gateway {
+    app: App,
+}
+
+impl Gateway {
+    /// A gateway over these services. `jwks_json` is served at `/.well-known/jwks.json` as it is. Nothing is contacted yet.
+    pub fn new(options: GatewayOptions, services: Services, jwks_json: String) -> Self {
+        metrics::register();
+        let options = options.bounded();
+        Self {
+            app: Arc::new(AppState {
+                chat: Chat::new(services.messages.clone()),
+                limits: Limits::new(&options),
+                origins: AllowedOrigins::new(&options.allowed_origins),
+                readiness: rest::Readiness::new(options.probes.clone()),
+                hub: OnceCell::new(),
+                draining: AtomicBool::new(false),
+                options,
+                services,
+                jwks_json,
+            }),
+        }
+    }
+
+    /// Every route with its layers, for serving by other means than [`Gateway::run`].
+    pub fn router(&self) -> Router {
+        rest::router(self.app.clone())
+    }
+
+    /// Serves until `stop`; then accepts no more, tells sockets to resume elsewhere (close code 4000, spread over the drain
+    /// time), waits for requests under way, and returns at the latest a little after the drain time (OPS-02).
+    ///
+    /// # Errors
+    /// When the listener can't tell its address.
+    pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> std::io::Result<()> {
+        let router = self.router();
+        serve::serve(self.app, router, listener, stop).await
+    }
+}

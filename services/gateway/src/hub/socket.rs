@@ -1,0 +1,320 @@
+//! A socket as the hub sees it: a bounded queue of frames, and the rooms it wants.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::atomic::{AtomicU16, Ordering},
+    task::Waker,
+};
+
+use carillon_domain::{RoomId, UserId, account::Identity, presence::PresenceState};
+use futures::task::AtomicWaker;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use crate::metrics;
+
+/// Why a socket is closed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u16)]
+pub enum CloseCode {
+    /// The client went, or said goodbye.
+    Normal = 1000,
+    /// The gateway stops or can't serve now: resume elsewhere.
+    Drain = 4000,
+    /// No valid token, or it ended.
+    Unauthenticated = 4001,
+    /// The session of the device was ended.
+    SessionRevoked = 4002,
+    /// The client does not speak the protocol.
+    Protocol = 4003,
+    /// The client reads more slowly than its rooms talk.
+    TooSlow = 4008,
+    /// The client goes on after its limit was used up.
+    RateLimited = 4009,
+}
+
+impl CloseCode {
+    pub const ALL: [Self; 7] = [
+        Self::Normal,
+        Self::Drain,
+        Self::Unauthenticated,
+        Self::SessionRevoked,
+        Self::Protocol,
+        Self::TooSlow,
+        Self::RateLimited,
+    ];
+
+    /// What the close frame says.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Normal => "",
+            Self::Drain => "resume on another connection",
+            Self::Unauthenticated => "not authenticated",
+            Self::SessionRevoked => "the session was ended",
+            Self::Protocol => "protocol error",
+            Self::TooSlow => "too slow, resume",
+            Self::RateLimited => "too many requests",
+        }
+    }
+}
+
+/// See the module's documentation.
+pub struct Socket {
+    id: u64,
+    /// Never changes, unlike the rest of the identity.
+    user: UserId,
+    identity: Mutex<Identity>,
+    presence: Mutex<PresenceState>,
+    capacity: usize,
+    queue: Mutex<VecDeque<Utf8Bytes>>,
+    /// The code it shall be closed with; 0 while open. The first one stands.
+    close: AtomicU16,
+    /// The task that writes.
+    writer: AtomicWaker,
+    /// Told after frames were taken out, for catch-up that waits for room.
+    drained: Notify,
+    rooms: Mutex<Rooms>,
+}
+
+#[derive(Default)]
+struct Rooms {
+    /// Ascending.
+    wanted: Vec<RoomId>,
+    /// While the user's rooms are being listed: what was removed meanwhile, since the list may be older than that.
+    removed_meanwhile: Option<HashSet<RoomId>>,
+}
+
+/// What a listing changed.
+pub struct Listing {
+    /// Every room that is wanted now.
+    pub now: Vec<RoomId>,
+    pub added: Vec<RoomId>,
+    pub removed: Vec<RoomId>,
+}
+
+impl Socket {
+    /// A socket whose rooms are being listed.
+    pub fn new(id: u64, identity: Identity, capacity: usize) -> Self {
+        Self {
+            id,
+            user: identity.user,
+            identity: Mutex::new(identity),
+            presence: Mutex::new(PresenceState::Online),
+            capacity,
+            queue: Mutex::default(),
+            close: AtomicU16::new(0),
+            writer: AtomicWaker::new(),
+            drained: Notify::new(),
+            rooms: Mutex::new(Rooms {
+                wanted: Vec::new(),
+                removed_meanwhile: Some(HashSet::new()),
+            }),
+        }
+    }
+
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub fn user(&self) -> UserId {
+        self.user
+    }
+
+    pub fn identity(&self) -> Identity {
+        *self.identity.lock()
+    }
+
+    pub fn set_identity(&self, identity: Identity) {
+        *self.identity.lock() = identity;
+    }
+
+    pub fn presence(&self) -> PresenceState {
+        *self.presence.lock()
+    }
+
+    pub fn set_presence(&self, state: PresenceState) {
+        *self.presence.lock() = state;
+    }
+
+    // === the queue ===
+
+    /// Queues a frame that must arrive. A full queue means that the client is too slow: it is closed, and resumes later.
+    pub fn push(&self, frame: Utf8Bytes) {
+        let mut queue = self.queue.lock();
+        if self.is_closed() {
+            return;
+        }
+        if queue.len() >= self.capacity {
+            drop(queue);
+            self.close(CloseCode::TooSlow);
+            return;
+        }
+        queue.push_back(frame);
+        drop(queue);
+        self.writer.wake();
+    }
+
+    /// Queues a frame that may be lost: dropped when the queue is more than half full.
+    pub fn push_ephemeral(&self, frame: Utf8Bytes) {
+        let mut queue = self.queue.lock();
+        if self.is_closed() {
+            return;
+        }
+        if queue.len() * 2 > self.capacity {
+            drop(queue);
+            metrics::EVENTS_SHED.with_label_values(&[] as &[&str]).inc();
+            return;
+        }
+        queue.push_back(frame);
+        drop(queue);
+        self.writer.wake();
+    }
+
+    /// Queues the answer to a request. Bounded by the requests under way, and by [`Socket::is_full`], which stops reading.
+    pub fn push_reply(&self, frame: Utf8Bytes) {
+        self.queue.lock().push_back(frame);
+        self.writer.wake();
+    }
+
+    /// Queues a frame of a catch-up once half of the queue is free, which leaves the other half for live events. False when the
+    /// socket was closed.
+    pub async fn push_when_free(&self, frame: Utf8Bytes) -> bool {
+        loop {
+            let drained = self.drained.notified();
+            tokio::pin!(drained);
+            // Registered before looking: otherwise a wake-up between looking and waiting would be missed.
+            drained.as_mut().enable();
+            {
+                let mut queue = self.queue.lock();
+                if self.is_closed() {
+                    return false;
+                }
+                if queue.len() * 2 < self.capacity {
+                    queue.push_back(frame);
+                    break;
+                }
+            }
+            drained.await;
+        }
+        self.writer.wake();
+        true
+    }
+
+    /// Takes the next frame.
+    pub fn pop(&self) -> Option<Utf8Bytes> {
+        let mut queue = self.queue.lock();
+        let frame = queue.pop_front();
+        // A burst must not leave its memory with an idle socket.
+        if queue.is_empty() && queue.capacity() > 32 {
+            *queue = VecDeque::new();
+        }
+        frame
+    }
+
+    /// Call after taking frames.
+    pub fn frames_taken(&self) {
+        self.drained.notify_waiters();
+    }
+
+    /// Whether no more requests should be read until frames were written.
+    pub fn is_full(&self) -> bool {
+        self.queue.lock().len() >= self.capacity
+    }
+
+    /// The task that is woken by new frames and by closing.
+    pub fn set_writer(&self, waker: &Waker) {
+        self.writer.register(waker);
+    }
+
+    /// Asks the socket's task to close it. The first reason stands.
+    pub fn close(&self, code: CloseCode) {
+        let first = self
+            .close
+            .compare_exchange(0, code as u16, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok();
+        if first {
+            self.writer.wake();
+            self.drained.notify_waiters();
+        }
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.close.load(Ordering::Acquire) != 0
+    }
+
+    pub fn close_code(&self) -> Option<CloseCode> {
+        let code = self.close.load(Ordering::Acquire);
+        CloseCode::ALL
+            .into_iter()
+            .find(|known| *known as u16 == code)
+    }
+
+    // === rooms ===
+
+    pub fn wants(&self, room: RoomId) -> bool {
+        self.rooms.lock().wanted.binary_search(&room).is_ok()
+    }
+
+    /// False if it was wanted already.
+    pub fn want(&self, room: RoomId) -> bool {
+        let mut rooms = self.rooms.lock();
+        if let Some(removed) = &mut rooms.removed_meanwhile {
+            removed.remove(&room);
+        }
+        match rooms.wanted.binary_search(&room) {
+            Ok(_) => false,
+            Err(place) => {
+                rooms.wanted.insert(place, room);
+                true
+            }
+        }
+    }
+
+    pub fn want_not(&self, room: RoomId) {
+        let mut rooms = self.rooms.lock();
+        if let Some(removed) = &mut rooms.removed_meanwhile {
+            removed.insert(room);
+        }
+        if let Ok(place) = rooms.wanted.binary_search(&room) {
+            rooms.wanted.remove(place);
+        }
+    }
+
+    /// Forgets all rooms; which they were.
+    pub fn want_none(&self) -> Vec<RoomId> {
+        std::mem::take(&mut self.rooms.lock().wanted)
+    }
+
+    /// The user's rooms are about to be listed.
+    pub fn begin_listing(&self) {
+        self.rooms
+            .lock()
+            .removed_meanwhile
+            .get_or_insert_with(HashSet::new);
+    }
+
+    pub fn abandon_listing(&self) {
+        self.rooms.lock().removed_meanwhile = None;
+    }
+
+    /// Takes over the list, except for what was removed since it began.
+    pub fn finish_listing(&self, listed: Vec<RoomId>) -> Listing {
+        let mut rooms = self.rooms.lock();
+        let removed_meanwhile = rooms.removed_meanwhile.take().unwrap_or_default();
+        let listed: HashSet<RoomId> = listed
+            .into_iter()
+            .filter(|room| !removed_meanwhile.contains(room))
+            .collect();
+        let before: HashSet<RoomId> = rooms.wanted.iter().copied().collect();
+        let mut now: Vec<RoomId> = listed.iter().copied().collect();
+        now.sort_unstable();
+        rooms.wanted = now.clone();
+        rooms.wanted.shrink_to_fit();
+        Listing {
+            added: listed.difference(&before).copied().collect(),
+            removed: before.difference(&listed).copied().collect(),
+            now,
+        }
+    }
+}

@@ -1,0 +1,643 @@
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use carillon_domain::{
+    RoomId, Sequence, UserId,
+    account::Identity,
+    event::EventBody,
+    room::Role,
+    signal::{Activity, Signal, Topic},
+};
+use serde_json::Value;
+
+use super::{CloseCode, Connection, Hub, Socket};
+use crate::{
+    GatewayOptions,
+    testing::{SOON, Town, options, somebody},
+};
+
+async fn hub(town: &Arc<Town>, options: &GatewayOptions) -> Hub {
+    Hub::start(options, &town.services()).await.unwrap()
+}
+
+/// A connected, following socket.
+async fn follow(hub: &Hub, who: Identity, resume: &[(RoomId, u64)]) -> Connection {
+    let resume: HashMap<RoomId, Sequence> = resume.iter().map(|&(r, s)| (r, Sequence(s))).collect();
+    let mut connection = hub.connect(who, &resume).await.unwrap();
+    connection.follow();
+    connection
+}
+
+/// Takes the next frame, as the writing task does.
+async fn next(socket: &Socket) -> Value {
+    let take = std::future::poll_fn(|cx| {
+        socket.set_writer(cx.waker());
+        match socket.pop() {
+            Some(frame) => {
+                socket.frames_taken();
+                std::task::Poll::Ready(Some(frame))
+            }
+            None if socket.is_closed() => std::task::Poll::Ready(None),
+            None => std::task::Poll::Pending,
+        }
+    });
+    let frame = tokio::time::timeout(SOON, take).await.expect("a frame");
+    serde_json::from_str(&frame.expect("the socket is open")).unwrap()
+}
+
+fn sequence(frame: &Value) -> u64 {
+    frame["payload"]["sequence"].as_u64().unwrap_or(0)
+}
+
+/// The sequence numbers of the next events up to `last`.
+async fn sequences_to(socket: &Socket, last: u64) -> Vec<u64> {
+    let mut seen = Vec::new();
+    while seen.last() != Some(&last) {
+        seen.push(sequence(&next(socket).await));
+    }
+    seen
+}
+
+/// Waits until a signal that comes after everything else has arrived: what was published before it has been worked on.
+async fn settled(town: &Town, room: RoomId, socket: &Socket) {
+    let signal = Signal::Read {
+        room,
+        user: UserId(uuid::Uuid::nil()),
+        sequence: Sequence(1),
+        time: carillon_domain::Timestamp(0),
+    };
+    town.publish(Topic::of_room(room), &signal);
+    while next(socket).await["type"] != "messages_read" {}
+}
+
+/// MSG-20, RT-08: what the bus lost in the middle is read from the log, and everybody gets it in order.
+#[tokio::test]
+async fn a_gap_is_filled_from_the_log() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let room = town.room(&[ann.user, bob.user]);
+    let hub = hub(&town, &options()).await;
+    let a = follow(&hub, ann, &[]).await;
+    let b = follow(&hub, bob, &[]).await;
+    town.say(room, ann.user, "3");
+    for lost in ["4", "5", "6"] {
+        town.store(room, ann.user, lost);
+    }
+    town.say(room, ann.user, "7");
+    for socket in [a.socket(), b.socket()] {
+        assert_eq!(sequences_to(socket, 7).await, [3, 4, 5, 6, 7]);
+    }
+}
+
+/// MSG-20: events that come again, or late, are not delivered again.
+#[tokio::test]
+async fn repeats_are_dropped() {
+    let town = Town::new();
+    let ann = somebody();
+    let room = town.room(&[ann.user]);
+    let hub = hub(&town, &options()).await;
+    let a = follow(&hub, ann, &[]).await;
+    let second = town.say(room, ann.user, "2");
+    town.tell(&second);
+    let third = town.say(room, ann.user, "3");
+    town.tell(&second);
+    town.tell(&third);
+    let fourth = town.say(room, ann.user, "4");
+    town.tell(&fourth);
+    town.say(room, ann.user, "5");
+    assert_eq!(sequences_to(a.socket(), 5).await, [2, 3, 4, 5]);
+    assert_eq!(town.tails.load(std::sync::atomic::Ordering::Relaxed), 0);
+}
+
+/// RT-06, promise 7: a socket that takes nothing is closed when its queue is full, and the others get everything.
+#[tokio::test]
+async fn a_slow_reader_is_cut_off_alone() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let room = town.room(&[ann.user, bob.user]);
+    let options = GatewayOptions {
+        send_buffer: 8,
+        ..options()
+    };
+    let hub = hub(&town, &options).await;
+    let quick = follow(&hub, ann, &[]).await;
+    let slow = follow(&hub, bob, &[]).await;
+    for n in 3..=50 {
+        town.say(room, ann.user, "hi");
+        assert_eq!(sequence(&next(quick.socket()).await), n);
+    }
+    assert_eq!(slow.socket().close_code(), Some(CloseCode::TooSlow));
+    assert_eq!(quick.socket().close_code(), None);
+    let kept = std::iter::from_fn(|| slow.socket().pop()).count();
+    assert_eq!(kept, 8, "its queue never grew beyond the limit");
+}
+
+/// Promise 7: typing is dropped when a socket is behind, messages are not.
+#[tokio::test]
+async fn typing_is_shed_first() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let room = town.room(&[ann.user, bob.user]);
+    let options = GatewayOptions {
+        send_buffer: 8,
+        ..options()
+    };
+    let hub = hub(&town, &options).await;
+    let quick = follow(&hub, ann, &[]).await;
+    let behind = follow(&hub, ann, &[]).await;
+    let typing = Signal::Activity {
+        room,
+        user: bob.user,
+        activity: Activity::Typing,
+        active: true,
+    };
+    for _ in 0..5 {
+        town.say(room, bob.user, "hi");
+        next(quick.socket()).await;
+    }
+    town.publish(Topic::of_room(room), &typing);
+    assert_eq!(next(quick.socket()).await["type"], "typing");
+    town.say(room, bob.user, "last");
+    next(quick.socket()).await;
+    let types: Vec<Value> = std::iter::from_fn(|| behind.socket().pop())
+        .map(|frame| serde_json::from_str::<Value>(&frame).unwrap()["type"].take())
+        .collect();
+    assert_eq!(types, vec!["new_message"; 6]);
+}
+
+/// PRES-02: nobody is told of their own typing.
+#[tokio::test]
+async fn typing_is_told_to_others_only() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let room = town.room(&[ann.user, bob.user]);
+    let hub = hub(&town, &options()).await;
+    let a = follow(&hub, ann, &[]).await;
+    let b = follow(&hub, bob, &[]).await;
+    let typing = Signal::Activity {
+        room,
+        user: bob.user,
+        activity: Activity::Recording,
+        active: true,
+    };
+    town.publish(Topic::of_room(room), &typing);
+    town.say(room, bob.user, "3");
+    let told = next(a.socket()).await;
+    assert_eq!(told["type"], "typing");
+    assert_eq!(told["payload"]["activity"], "recording");
+    assert_eq!(next(b.socket()).await["type"], "new_message");
+}
+
+/// MSG-18, promise 4: what was missed comes first, in order, then live events, nothing twice and nothing left out, while the
+/// room goes on talking.
+#[tokio::test]
+async fn resuming_has_no_gap_and_no_repeat() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let room = town.room(&[ann.user, bob.user]);
+    let hub = hub(&town, &options()).await;
+    let b = follow(&hub, bob, &[]).await;
+    for _ in 3..=400 {
+        town.say(room, bob.user, "while away");
+        next(b.socket()).await;
+    }
+    let a = hub
+        .connect(ann, &HashMap::from([(room, Sequence(4))]))
+        .await
+        .unwrap();
+    assert_eq!(a.start()[&room], Sequence(4));
+    let mut a = a;
+    a.follow();
+    let speaker = {
+        let town = town.clone();
+        tokio::spawn(async move {
+            for _ in 401..=600 {
+                town.say(room, bob.user, "live");
+                tokio::task::yield_now().await;
+            }
+        })
+    };
+    let reader = async {
+        let expected: Vec<u64> = (5..=600).collect();
+        assert_eq!(sequences_to(a.socket(), 600).await, expected);
+    };
+    let other = async { sequences_to(b.socket(), 600).await };
+    tokio::join!(reader, other);
+    speaker.await.unwrap();
+}
+
+/// Promise 4: too far behind to be told everything: a typed answer that says where to read from, then live events.
+#[tokio::test]
+async fn too_far_behind_is_told_to_read_by_itself() {
+    let town = Town::new();
+    let ann = somebody();
+    let room = town.room(&[ann.user]);
+    for _ in 2..=1500 {
+        town.store(room, ann.user, "x");
+    }
+    let hub = hub(&town, &options()).await;
+    let a = follow(&hub, ann, &[(room, 100)]).await;
+    let frame = next(a.socket()).await;
+    assert_eq!(frame["type"], "resync");
+    assert_eq!(frame["payload"]["from_sequence"], 100);
+    // Attached right after that frame, which the test can't see; a lost event would be a gap, and filled.
+    town.say(room, ann.user, "live");
+    let mut seen = sequence(&next(a.socket()).await);
+    while seen < 1501 {
+        seen = sequence(&next(a.socket()).await);
+    }
+    assert_eq!(seen, 1501);
+}
+
+/// Promise 4: events that retention removed are an explicit answer, not a silent gap.
+#[tokio::test]
+async fn events_that_are_gone_are_an_explicit_answer() {
+    let town = Town::new();
+    let ann = somebody();
+    let room = town.room(&[ann.user]);
+    for _ in 2..=20 {
+        town.store(room, ann.user, "x");
+    }
+    town.forget_before(room, 10);
+    let hub = hub(&town, &options()).await;
+    let a = follow(&hub, ann, &[(room, 5)]).await;
+    let frame = next(a.socket()).await;
+    assert_eq!(frame["type"], "resync");
+    assert_eq!(frame["payload"]["from_sequence"], 5);
+}
+
+/// A client that claims to have seen more than there is gets live events all the same.
+#[tokio::test]
+async fn a_place_beyond_the_head_does_not_mute_a_room() {
+    let town = Town::new();
+    let ann = somebody();
+    let room = town.room(&[ann.user]);
+    let hub = hub(&town, &options()).await;
+    let a = follow(&hub, ann, &[(room, 1_000_000)]).await;
+    let frame = next(a.socket()).await;
+    assert_eq!(frame["type"], "resync");
+    assert_eq!(frame["payload"]["from_sequence"], 1);
+    settled(&town, room, a.socket()).await;
+    town.say(room, ann.user, "2");
+    assert_eq!(sequence(&next(a.socket()).await), 2);
+}
+
+/// A client may have seen an event, over another gateway, that the bus has not brought here yet: it doesn't get it again.
+#[tokio::test]
+async fn a_place_that_the_bus_has_not_brought_yet_is_believed() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let room = town.room(&[ann.user, bob.user]);
+    let hub = hub(&town, &options()).await;
+    let b = follow(&hub, bob, &[]).await;
+    let late = town.store(room, bob.user, "3");
+    let a = follow(&hub, ann, &[(room, 3)]).await;
+    // The log is asked in the background; its answer attaches the socket.
+    while town.tails.load(std::sync::atomic::Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    settled(&town, room, a.socket()).await;
+    town.tell(&late);
+    town.say(room, bob.user, "4");
+    assert_eq!(sequences_to(b.socket(), 4).await.last(), Some(&4));
+    assert_eq!(sequence(&next(a.socket()).await), 4);
+}
+
+/// The event that is committed between the subscription and the reading of heads is not lost.
+#[tokio::test]
+async fn an_event_during_opening_is_delivered() {
+    let town = Town::new();
+    let ann = somebody();
+    let room = town.room(&[ann.user]);
+    let hub = hub(&town, &options()).await;
+    // After the heads were read, before they are answered.
+    *town.during_heads.lock() = Some(Box::new(move |town: &Town| {
+        town.say(room, ann.user, "2");
+    }));
+    let a = follow(&hub, ann, &[]).await;
+    assert_eq!(sequence(&next(a.socket()).await), 2);
+}
+
+/// Promise 4: the last event of a room has no successor that would show its loss; the sweep finds it.
+#[tokio::test]
+async fn a_lost_last_event_is_found_by_the_sweep() {
+    let town = Town::new();
+    let ann = somebody();
+    let room = town.room(&[ann.user]);
+    let options = GatewayOptions {
+        sweep: Duration::from_millis(50),
+        ..options()
+    };
+    let hub = hub(&town, &options).await;
+    let a = follow(&hub, ann, &[]).await;
+    town.store(room, ann.user, "2");
+    assert_eq!(sequence(&next(a.socket()).await), 2);
+}
+
+/// Promise 8: after the bus said that it lost something, and while the store is away for a while, everything arrives in the end.
+#[tokio::test]
+async fn a_loss_is_repaired_after_the_store_is_back() {
+    let town = Town::new();
+    let ann = somebody();
+    let room = town.room(&[ann.user]);
+    let hub = hub(&town, &options()).await;
+    let a = follow(&hub, ann, &[]).await;
+    town.store(room, ann.user, "2");
+    town.bus.lose();
+    assert_eq!(sequence(&next(a.socket()).await), 2);
+
+    town.store(room, ann.user, "3");
+    town.store_down
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    town.say(room, ann.user, "4");
+    tokio::task::yield_now().await;
+    town.store_down
+        .store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(sequences_to(a.socket(), 4).await, [3, 4]);
+}
+
+/// A receiver whose stream ends is replaced, and everything needed is subscribed again.
+#[tokio::test]
+async fn an_ended_stream_is_replaced() {
+    let town = Town::new();
+    let ann = somebody();
+    let room = town.room(&[ann.user]);
+    let hub = hub(&town, &options()).await;
+    let a = follow(&hub, ann, &[]).await;
+    town.bus.end_streams();
+    town.store(room, ann.user, "2");
+    assert_eq!(sequence(&next(a.socket()).await), 2);
+    while town.bus.topics() < 2 {
+        tokio::task::yield_now().await;
+    }
+    town.say(room, ann.user, "3");
+    assert_eq!(sequence(&next(a.socket()).await), 3);
+}
+
+/// MSG-01: who is added to a room follows it at once, from their own joining on.
+#[tokio::test]
+async fn a_new_member_sees_their_joining_and_what_follows() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let room = town.room(&[ann.user]);
+    town.store(room, ann.user, "before bob");
+    let hub = hub(&town, &options()).await;
+    let b = follow(&hub, bob, &[]).await;
+    let (user, role) = (bob.user, Role::Member);
+    let joined = town.append(room, ann.user, EventBody::Joined { user, role });
+    town.tell(&joined);
+    // Said before the gateway knows of the room: the joining is the place to start from, not the head.
+    town.say(room, ann.user, "welcome");
+    let added = Signal::RoomAdded {
+        user,
+        room,
+        direct_with: Some(ann.user),
+    };
+    town.publish(Topic::of_user(user), &added);
+    town.publish(Topic::of_user(user), &added);
+    let made = next(b.socket()).await;
+    assert_eq!(made["type"], "dm_created");
+    assert_eq!(made["payload"]["user_id"], ann.user.to_string());
+    let first = next(b.socket()).await;
+    assert_eq!(
+        (first["type"].as_str(), sequence(&first)),
+        (Some("user_joined"), 3)
+    );
+    assert_eq!(sequence(&next(b.socket()).await), 4);
+    settled(&town, room, b.socket()).await;
+    town.say(room, ann.user, "live");
+    assert_eq!(sequence(&next(b.socket()).await), 5);
+}
+
+/// MSG-03, another user's room: who is removed gets their leaving as the last event, whichever signal comes first.
+#[tokio::test]
+async fn a_removed_member_gets_nothing_more() {
+    for signal_first in [true, false] {
+        let town = Town::new();
+        let (ann, bob) = (somebody(), somebody());
+        let room = town.room(&[ann.user, bob.user]);
+        let hub = hub(&town, &options()).await;
+        let a = follow(&hub, ann, &[]).await;
+        let b = follow(&hub, bob, &[]).await;
+        let user = bob.user;
+        let left = town.append(room, ann.user, EventBody::Left { user });
+        let removed = Signal::RoomRemoved { user, room };
+        if signal_first {
+            town.publish(Topic::of_user(user), &removed);
+            let last = next(b.socket()).await;
+            assert_eq!(last["type"], "user_left");
+            town.tell(&left);
+        } else {
+            town.tell(&left);
+            let last = next(b.socket()).await;
+            assert_eq!(last["type"], "user_left");
+            town.publish(Topic::of_user(user), &removed);
+        }
+        town.say(room, ann.user, "among us");
+        assert_eq!(sequences_to(a.socket(), 4).await, [3, 4]);
+        assert!(b.socket().pop().is_none(), "signal first: {signal_first}");
+        assert!(!b.socket().is_closed());
+    }
+}
+
+/// A removal that comes while the rooms are being listed counts, although the list is older.
+#[tokio::test]
+async fn a_removal_during_connecting_counts() {
+    let town = Town::new();
+    let ann = somebody();
+    let room = town.room(&[ann.user]);
+    let socket = Socket::new(1, ann, 8);
+    socket.want_not(room);
+    let listing = socket.finish_listing(vec![room]);
+    assert!(listing.now.is_empty());
+    assert!(!socket.wants(room));
+    assert!(socket.want(room), "a later invitation counts again");
+}
+
+/// AUTH-07: the sockets of a device whose session ended are closed, the person's others are not.
+#[tokio::test]
+async fn an_ended_session_closes_its_sockets() {
+    let town = Town::new();
+    let phone = somebody();
+    let laptop = Identity {
+        device: carillon_domain::DeviceId::new(),
+        token_id: uuid::Uuid::now_v7(),
+        ..phone
+    };
+    let room = town.room(&[phone.user]);
+    let hub = hub(&town, &options()).await;
+    let p = follow(&hub, phone, &[]).await;
+    let l = follow(&hub, laptop, &[]).await;
+    let signal = Signal::SessionRevoked {
+        user: phone.user,
+        device: Some(phone.device),
+        token_id: None,
+    };
+    town.publish(Topic::of_user(phone.user), &signal);
+    settled(&town, room, l.socket()).await;
+    while !p.socket().is_closed() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(p.socket().close_code(), Some(CloseCode::SessionRevoked));
+    assert!(!l.socket().is_closed());
+}
+
+/// AUTH-07: even when the signal is lost, after the bus says so.
+#[tokio::test]
+async fn a_lost_revocation_is_found() {
+    use carillon_domain::services::AuthService;
+    let town = Town::new();
+    let ann = somebody();
+    let hub = hub(&town, &options()).await;
+    let a = follow(&hub, ann, &[]).await;
+    let other = Identity {
+        user: UserId::new(),
+        ..ann
+    };
+    // Told to somebody else's topic: the signal never reaches this socket.
+    town.end_session(&other, ann.device).await.unwrap();
+    assert!(!a.socket().is_closed());
+    town.bus.lose();
+    while !a.socket().is_closed() {
+        tokio::time::timeout(SOON, tokio::task::yield_now())
+            .await
+            .unwrap();
+    }
+    assert_eq!(a.socket().close_code(), Some(CloseCode::SessionRevoked));
+}
+
+/// PRES-01: a lease per connected device: granted on connect, released when the device's last socket ended cleanly.
+#[tokio::test]
+async fn leases_follow_devices() {
+    let town = Town::new();
+    let ann = somebody();
+    let hub = hub(&town, &options()).await;
+    let first = follow(&hub, ann, &[]).await;
+    let second = follow(&hub, ann, &[]).await;
+    while town.leases.lock().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    drop(first);
+    let mut silent = follow(&hub, somebody(), &[]).await;
+    silent.keep_lease();
+    drop(silent);
+    assert!(town.released.lock().is_empty());
+    drop(second);
+    while town.released.lock().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(*town.released.lock(), [ann.device]);
+}
+
+/// Topics that nobody needs are unsubscribed after a while, and come back when somebody needs them.
+#[tokio::test]
+async fn unused_topics_are_retired() {
+    let town = Town::new();
+    let ann = somebody();
+    let room = town.room(&[ann.user]);
+    let options = GatewayOptions {
+        sweep: Duration::from_millis(50),
+        ..options()
+    };
+    let hub = hub(&town, &options).await;
+    let a = follow(&hub, ann, &[]).await;
+    assert_eq!(town.bus.topics(), 2);
+    drop(a);
+    while town.bus.topics() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let a = follow(&hub, ann, &[]).await;
+    town.say(room, ann.user, "2");
+    assert_eq!(sequence(&next(a.socket()).await), 2);
+}
+
+/// OPS-02: draining tells every socket to resume elsewhere.
+#[tokio::test]
+async fn draining_reaches_every_socket() {
+    let town = Town::new();
+    let hub = hub(&town, &options()).await;
+    let mut connections = Vec::new();
+    for _ in 0..20 {
+        connections.push(follow(&hub, somebody(), &[]).await);
+    }
+    hub.drain(Duration::from_millis(50)).await;
+    for connection in &connections {
+        assert_eq!(connection.socket().close_code(), Some(CloseCode::Drain));
+    }
+    drop(connections);
+    tokio::time::timeout(SOON, hub.all_closed()).await.unwrap();
+}
+
+/// Promises 2 and 4 under a bus that loses, repeats and reorders, with sockets that come and go: every socket sees every event
+/// from its place on, once, in order. The seed of a failure is in its message.
+#[tokio::test]
+async fn a_bad_bus_never_shows() {
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+    for seed in 0..30u64 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let town = Town::new();
+        let people: Vec<Identity> = (0..4).map(|_| somebody()).collect();
+        let users: Vec<UserId> = people.iter().map(|who| who.user).collect();
+        let room = town.room(&users);
+        let options = GatewayOptions {
+            sweep: Duration::from_millis(50),
+            ..options()
+        };
+        let hub = hub(&town, &options).await;
+        let mut held = Vec::new();
+        let mut places: Vec<u64> = vec![4; people.len()];
+        let mut open: Vec<Option<Connection>> = Vec::new();
+        open.resize_with(people.len(), || None);
+        let mut total = 4;
+        for _ in 0..300 {
+            let who = random.random_range(0..people.len());
+            match random.random_range(0..12) {
+                0..=4 => {
+                    let event = town.store(room, users[who], "x");
+                    total = event.sequence.0;
+                    match random.random_range(0..4) {
+                        0 => {}
+                        1 => held.push(event),
+                        2 => {
+                            town.tell(&event);
+                            town.tell(&event);
+                        }
+                        _ => town.tell(&event),
+                    }
+                }
+                5 if !held.is_empty() => {
+                    let late = held.swap_remove(random.random_range(0..held.len()));
+                    town.tell(&late);
+                }
+                6 => {
+                    if open[who].take().is_none() {
+                        open[who] = Some(follow(&hub, people[who], &[(room, places[who])]).await);
+                    }
+                }
+                7 => town.bus.lose(),
+                8 => tokio::task::yield_now().await,
+                _ => {
+                    if let Some(connection) = &open[who] {
+                        while let Some(frame) = connection.socket().pop() {
+                            connection.socket().frames_taken();
+                            let frame: Value = serde_json::from_str(&frame).unwrap();
+                            places[who] += 1;
+                            assert_eq!(sequence(&frame), places[who], "seed {seed}");
+                        }
+                    }
+                }
+            }
+        }
+        for (who, connection) in open.iter_mut().enumerate() {
+            if connection.is_none() {
+                *connection = Some(follow(&hub, people[who], &[(room, places[who])]).await);
+            }
+            let connection = connection.as_ref().unwrap();
+            while places[who] < total {
+                places[who] += 1;
+                let frame = next(connection.socket()).await;
+                assert_eq!(sequence(&frame), places[who], "seed {seed}");
+            }
+        }
+        hub.stop();
+    }
+}

@@ -1,0 +1,129 @@
+//! What a gateway is made from.
+
+use std::{sync::Arc, time::Duration};
+
+use carillon_domain::{
+    Clock,
+    ports::{Bus, Probe},
+    services::{
+        AuthService, MediaService, MessageService, NotificationService, PresenceService,
+        TokenVerifier,
+    },
+};
+
+/// The largest frame that may be configured (RT-07).
+const MAX_FRAME_CAP: usize = 1024 * 1024;
+
+/// Limits and times of a gateway. [`GatewayOptions::default`] is safe for a public host.
+#[derive(Clone)]
+pub struct GatewayOptions {
+    /// Origins of other hosts whose pages may call the API and open sockets, such as `https://app.example.com`. `*` allows all.
+    pub allowed_origins: Vec<String>,
+    /// Largest frame or message that a socket accepts, in bytes; at most 1 MiB.
+    pub max_frame_bytes: usize,
+    /// Largest JSON body, in bytes.
+    pub max_body_bytes: usize,
+    /// Largest uploaded file, in bytes.
+    pub max_upload_bytes: usize,
+    /// How often the server pings a socket.
+    pub heartbeat: Duration,
+    /// A socket without any frame for this long is dead.
+    pub dead_after: Duration,
+    /// Frames waiting for one socket before it counts as too slow.
+    pub send_buffer: usize,
+    /// Over how long sockets are told to resume elsewhere when the gateway stops; also the longest wait for requests under way.
+    pub drain: Duration,
+    /// How long a socket may take to authenticate by its first message.
+    pub auth_timeout: Duration,
+    /// How long a request may take.
+    pub request_timeout: Duration,
+    /// Requests per minute and address to endpoints that check secrets; 0 is no limit.
+    pub auth_per_minute: u32,
+    /// Requests per minute and address to all other endpoints; 0 is no limit.
+    pub requests_per_minute: u32,
+    /// Messages (sends, edits, deletes) per second and user on sockets; 0 is no limit.
+    pub messages_per_second: u32,
+    /// How many messages may come at once.
+    pub message_burst: u32,
+    /// Requests of one socket under way at once; then the socket is not read until one ends.
+    pub requests_in_flight: usize,
+    /// Open connections, at most; more are closed at once.
+    pub max_connections: usize,
+    /// Take the client's address from the last entry of `X-Forwarded-For`: only behind a proxy that sets it.
+    pub trust_forwarded_for: bool,
+    /// Clients reach the gateway by TLS: send HSTS, mark cookies secure.
+    pub tls: bool,
+    /// Name of the cookie that may carry an access token on a socket's handshake.
+    pub cookie: String,
+    /// How often presence leases of connected devices are renewed: a third of the presence role's lease.
+    pub presence_renewal: Duration,
+    /// How often the heads of followed rooms are compared with what was delivered, to find a lost last event.
+    pub sweep: Duration,
+    /// What `/ready` asks. A dependency that doesn't answer within 2 s is down.
+    pub probes: Vec<Arc<dyn Probe>>,
+}
+
+impl Default for GatewayOptions {
+    fn default() -> Self {
+        Self {
+            allowed_origins: Vec::new(),
+            max_frame_bytes: 64 * 1024,
+            max_body_bytes: 256 * 1024,
+            max_upload_bytes: 4 * 1024 * 1024,
+            heartbeat: Duration::from_secs(30),
+            dead_after: Duration::from_secs(90),
+            send_buffer: 256,
+            drain: Duration::from_secs(10),
+            auth_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(30),
+            auth_per_minute: 10,
+            requests_per_minute: 120,
+            messages_per_second: 10,
+            message_burst: 20,
+            requests_in_flight: 32,
+            max_connections: 200_000,
+            trust_forwarded_for: false,
+            tls: false,
+            cookie: "jwt".to_owned(),
+            presence_renewal: Duration::from_secs(15),
+            sweep: Duration::from_secs(15),
+            probes: Vec::new(),
+        }
+    }
+}
+
+impl GatewayOptions {
+    /// Brings values into the ranges that the gateway can work with.
+    pub(crate) fn bounded(mut self) -> Self {
+        self.max_frame_bytes = self.max_frame_bytes.clamp(1024, MAX_FRAME_CAP);
+        self.send_buffer = self.send_buffer.clamp(8, 65_536);
+        self.requests_in_flight = self.requests_in_flight.clamp(1, 1024);
+        self.heartbeat = self.heartbeat.max(Duration::from_millis(50));
+        self.dead_after = self.dead_after.max(self.heartbeat);
+        self.message_burst = self.message_burst.max(1);
+        self.sweep = self.sweep.max(Duration::from_millis(50));
+        self.presence_renewal = self.presence_renewal.max(Duration::from_millis(50));
+        self
+    }
+}
+
+/// Everything the gateway calls.
+#[derive(Clone)]
+pub struct Services {
+    /// Accounts and tokens.
+    pub auth: Arc<dyn AuthService>,
+    /// Checks access tokens in this process.
+    pub verifier: Arc<dyn TokenVerifier>,
+    /// Rooms and messages.
+    pub messages: Arc<dyn MessageService>,
+    /// Who is online.
+    pub presence: Arc<dyn PresenceService>,
+    /// Uploads.
+    pub media: Arc<dyn MediaService>,
+    /// Push targets.
+    pub notifications: Arc<dyn NotificationService>,
+    /// Signals of the services.
+    pub bus: Arc<dyn Bus>,
+    /// The present.
+    pub clock: Arc<dyn Clock>,
+}

@@ -1,0 +1,283 @@
+//! Uploads and downloads.
+
+use std::ops::Range;
+
+use axum::{Json, extract::FromRequest, extract::Request};
+use axum::{
+    body::Body,
+    extract::{Multipart, State, multipart::MultipartError},
+    response::{IntoResponse, Response},
+};
+use carillon_domain::{ErrorCode, MediaId, RoomId, media::Media, services::NewMedia};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::{
+    edge::{Caller, PathParams, Problem},
+    gateway::App,
+    wire::MediaJson,
+};
+
+/// A form with the fields `room_id` and `file`, in any order.
+pub async fn upload(
+    State(app): State<App>,
+    Caller(who): Caller,
+    request: Request,
+) -> Result<(StatusCode, Json<MediaJson>), Problem> {
+    let limit = app.options.max_upload_bytes;
+    let mut form = Multipart::from_request(request, &()).await.map_err(|_| {
+        Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ErrorCode::UnsupportedMediaType.as_str(),
+            "the body must be multipart/form-data",
+        )
+    })?;
+    let bad_form = |error: MultipartError| match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::too_large(limit),
+        _ => Problem::bad_request("the form is malformed or ended too early"),
+    };
+
+    let mut room = None;
+    let mut file = None;
+    while let Some(field) = form.next_field().await.map_err(bad_form)? {
+        match field.name() {
+            Some("room_id") if room.is_none() => {
+                let text = field.text().await.map_err(bad_form)?;
+                let id: RoomId = text
+                    .parse()
+                    .map_err(|_| Problem::field("room_id", "expected a UUID"))?;
+                room = Some(id);
+            }
+            Some("file") if file.is_none() => {
+                let name = field.file_name().unwrap_or_default().to_owned();
+                let bytes = field.bytes().await.map_err(bad_form)?;
+                if bytes.len() > limit {
+                    return Err(Problem::too_large(limit));
+                }
+                file = Some((name, bytes));
+            }
+            other => {
+                let name: String = other.unwrap_or("?").chars().take(64).collect();
+                return Err(Problem::field(name, "is not known, or given twice"));
+            }
+        }
+    }
+    let Some(room) = room else {
+        return Err(Problem::field("room_id", "is required"));
+    };
+    let Some((file_name, bytes)) = file else {
+        return Err(Problem::field("file", "is required"));
+    };
+    let media = NewMedia {
+        room,
+        file_name,
+        bytes,
+    };
+    let media = app.services.media.upload(who.user, media).await?;
+    Ok((StatusCode::CREATED, Json(media.into())))
+}
+
+/// The bytes, with `ETag`, and a single range if asked for (RFC 9110, section 14).
+pub async fn download(
+    State(app): State<App>,
+    Caller(who): Caller,
+    PathParams(id): PathParams<MediaId>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let media = app.services.media.describe(who.user, id).await?;
+    let etag = format!("\"{}\"", media.sha256);
+    if names_etag(&headers, header::IF_NONE_MATCH.as_str(), &etag) {
+        let mut response = StatusCode::NOT_MODIFIED.into_response();
+        describe(response.headers_mut(), &media, &etag);
+        response.headers_mut().remove(header::CONTENT_TYPE);
+        return Ok(response);
+    }
+    let range = match wanted_range(&headers, &etag, media.size) {
+        Wanted::All => None,
+        Wanted::Part(range) => Some(range),
+        Wanted::Nothing => {
+            let mut response = Problem::new(
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                "range_not_satisfiable",
+                "the range begins after the last byte",
+            )
+            .into_response();
+            let value = HeaderValue::from_str(&format!("bytes */{}", media.size));
+            if let Ok(value) = value {
+                response.headers_mut().insert(header::CONTENT_RANGE, value);
+            }
+            return Ok(response);
+        }
+    };
+
+    let (media, bytes) = app
+        .services
+        .media
+        .download(who.user, id, range.clone())
+        .await?;
+    let mut response = Response::new(Body::from(bytes));
+    describe(response.headers_mut(), &media, &etag);
+    if let Some(range) = range {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        let value = format!("bytes {}-{}/{}", range.start, range.end - 1, media.size);
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            response.headers_mut().insert(header::CONTENT_RANGE, value);
+        }
+    }
+    Ok(response)
+}
+
+fn describe(headers: &mut HeaderMap, media: &Media, etag: &str) {
+    let mut insert = |name: header::HeaderName, value: &str| {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
+        }
+    };
+    insert(header::CONTENT_TYPE, &media.content_type);
+    insert(header::ETAG, etag);
+    insert(header::ACCEPT_RANGES, "bytes");
+    // An upload never changes; only its readers may keep it.
+    insert(
+        header::CACHE_CONTROL,
+        "private, max-age=31536000, immutable",
+    );
+    insert(header::CONTENT_DISPOSITION, &disposition(media));
+    insert(
+        header::CONTENT_SECURITY_POLICY,
+        "sandbox; default-src 'none'; frame-ancestors 'none'",
+    );
+}
+
+/// Characters that may stand in `filename*` (RFC 8187, attr-char).
+const ATTRIBUTE: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'!')
+    .remove(b'#')
+    .remove(b'$')
+    .remove(b'&')
+    .remove(b'+')
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'^')
+    .remove(b'_')
+    .remove(b'`')
+    .remove(b'|')
+    .remove(b'~');
+
+/// Pictures, sound and film may be shown in place; everything else, and SVG (which can hold script), is saved.
+fn disposition(media: &Media) -> String {
+    let shown = ["image/", "video/", "audio/"]
+        .iter()
+        .any(|kind| media.content_type.starts_with(kind))
+        && !media.content_type.contains("svg");
+    let kind = if shown { "inline" } else { "attachment" };
+    let plain: String = media
+        .file_name
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ' ') {
+                c
+            } else {
+                '_'
+            }
+        })
+        .collect();
+    let encoded = utf8_percent_encode(&media.file_name, ATTRIBUTE);
+    format!("{kind}; filename=\"{plain}\"; filename*=UTF-8''{encoded}")
+}
+
+fn names_etag(headers: &HeaderMap, name: &str, etag: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|value| value.trim().trim_start_matches("W/"))
+        .any(|value| value == etag || value == "*")
+}
+
+#[derive(PartialEq, Eq, Debug)]
+enum Wanted {
+    All,
+    Part(Range<u64>),
+    Nothing,
+}
+
+/// One range is answered; several, a malformed one, or one for another version are answered with all bytes, as the RFC allows.
+fn wanted_range(headers: &HeaderMap, etag: &str, size: u64) -> Wanted {
+    let Some(text) = headers
+        .get(header::RANGE)
+        .and_then(|value| value.to_str().ok())
+    else {
+        return Wanted::All;
+    };
+    if let Some(condition) = headers.get(header::IF_RANGE)
+        && condition.as_bytes() != etag.as_bytes()
+    {
+        return Wanted::All;
+    }
+    let Some((first, last)) = text
+        .strip_prefix("bytes=")
+        .filter(|spec| !spec.contains(','))
+        .and_then(|spec| spec.trim().split_once('-'))
+    else {
+        return Wanted::All;
+    };
+    let range = match (first.parse::<u64>(), last.parse::<u64>()) {
+        (Ok(first), Ok(last)) if first <= last => first..last.saturating_add(1).min(size),
+        (Ok(first), Err(_)) if last.is_empty() => first..size,
+        (Err(_), Ok(suffix)) if first.is_empty() => size.saturating_sub(suffix)..size,
+        _ => return Wanted::All,
+    };
+    if range.start >= range.end {
+        Wanted::Nothing
+    } else {
+        Wanted::Part(range)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carillon_domain::{Timestamp, UserId};
+
+    fn wanted(range: &'static str) -> Wanted {
+        let headers = HeaderMap::from_iter([(header::RANGE, HeaderValue::from_static(range))]);
+        wanted_range(&headers, "\"e\"", 100)
+    }
+
+    /// MEDIA-03: range requests as RFC 9110 says.
+    #[test]
+    fn ranges() {
+        assert_eq!(wanted("bytes=0-9"), Wanted::Part(0..10));
+        assert_eq!(wanted("bytes=90-"), Wanted::Part(90..100));
+        assert_eq!(wanted("bytes=90-1000"), Wanted::Part(90..100));
+        assert_eq!(wanted("bytes=-10"), Wanted::Part(90..100));
+        assert_eq!(wanted("bytes=-1000"), Wanted::Part(0..100));
+        assert_eq!(wanted("bytes=100-"), Wanted::Nothing);
+        assert_eq!(wanted("bytes=-0"), Wanted::Nothing);
+        for all in ["bytes=9-0", "bytes=a-b", "lines=1-2", "bytes=0-1,5-6", "x"] {
+            assert_eq!(wanted(all), Wanted::All, "{all}");
+        }
+    }
+
+    #[test]
+    fn names_of_files_can_not_break_out_of_their_header() {
+        let media = |name: &str, content_type: &str| Media {
+            id: MediaId(uuid::Uuid::nil()),
+            room: RoomId(uuid::Uuid::nil()),
+            owner: UserId(uuid::Uuid::nil()),
+            file_name: name.into(),
+            content_type: content_type.into(),
+            size: 1,
+            sha256: String::new(),
+            created_at: Timestamp(0),
+        };
+        assert_eq!(
+            disposition(&media("a\"\r\nb ö.png", "image/png")),
+            "inline; filename=\"a___b _.png\"; filename*=UTF-8''a%22%0D%0Ab%20%C3%B6.png"
+        );
+        for saved in ["image/svg+xml", "text/html", "application/pdf"] {
+            assert!(disposition(&media("x", saved)).starts_with("attachment"));
+        }
+    }
+}

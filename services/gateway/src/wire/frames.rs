@@ -1,0 +1,452 @@
+//! Frames of the socket: `{"type": …, "id": …, "payload": {…}}`.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use carillon_domain::{
+    DeviceId, Error, MessageId, RoomId, Sequence, Timestamp, UserId,
+    event::{EventBody, MessageType, RoomEvent},
+    presence::PresenceState,
+    room::Role,
+    signal::{Activity, Signal},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use super::Time;
+
+/// The id that a client gives to a request: a string of at most 64 bytes, or a whole number. It comes back as it was.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum RequestId {
+    Number(u64),
+    Text(String),
+}
+
+impl RequestId {
+    const MAX_LEN: usize = 64;
+
+    pub fn fits(&self) -> bool {
+        match self {
+            Self::Number(_) => true,
+            Self::Text(text) => (1..=Self::MAX_LEN).contains(&text.len()),
+        }
+    }
+}
+
+/// A client's frame before its payload is understood, so that an error can carry the id.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientFrame<'a> {
+    #[serde(rename = "type", borrow)]
+    pub frame_type: Cow<'a, str>,
+    pub id: Option<RequestId>,
+    #[serde(borrow)]
+    pub payload: Option<&'a RawValue>,
+}
+
+#[derive(Serialize)]
+struct ServerFrame<'a, P> {
+    #[serde(rename = "type")]
+    frame_type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a RequestId>,
+    payload: P,
+}
+
+fn encode<P: Serialize>(frame_type: &'static str, id: Option<&RequestId>, payload: P) -> Utf8Bytes {
+    let frame = ServerFrame {
+        frame_type,
+        id,
+        payload,
+    };
+    // Plain structs with string keys: serialising them can only fail for a time beyond the year 9999.
+    serde_json::to_string(&frame).map_or_else(
+        |error| {
+            tracing::error!(%error, frame_type, "a frame could not be encoded");
+            Utf8Bytes::from_static(
+                r#"{"type":"error","payload":{"code":"internal","detail":"internal error"}}"#,
+            )
+        },
+        Utf8Bytes::from,
+    )
+}
+
+// === events of rooms ===
+
+/// An event of a room as its followers get it.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum EventJson<'a> {
+    NewMessage {
+        id: MessageId,
+        room_id: RoomId,
+        sequence: Sequence,
+        messages_before: u64,
+        sender_id: UserId,
+        time: Time,
+        #[serde(rename = "type")]
+        message_type: MessageType,
+        content: &'a str,
+        reply_to: Option<MessageId>,
+        client_message_id: &'a str,
+        edited_at: Option<Time>,
+        deleted_at: Option<Time>,
+        revision: Sequence,
+    },
+    Edited {
+        room_id: RoomId,
+        sequence: Sequence,
+        messages_before: u64,
+        time: Time,
+        user_id: UserId,
+        message_id: MessageId,
+        message_sequence: Sequence,
+        content: &'a str,
+    },
+    Deleted {
+        room_id: RoomId,
+        sequence: Sequence,
+        messages_before: u64,
+        time: Time,
+        user_id: UserId,
+        message_id: MessageId,
+        message_sequence: Sequence,
+    },
+    Joined {
+        room_id: RoomId,
+        sequence: Sequence,
+        messages_before: u64,
+        time: Time,
+        user_id: UserId,
+        role: Role,
+        by: UserId,
+    },
+    /// Somebody left, or the whole room is gone.
+    Left {
+        room_id: RoomId,
+        sequence: Sequence,
+        messages_before: u64,
+        time: Time,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user_id: Option<UserId>,
+        by: UserId,
+    },
+}
+
+/// The frame type and payload of an event.
+fn event_json(event: &RoomEvent) -> (&'static str, EventJson<'_>) {
+    let room_id = event.room;
+    let sequence = event.sequence;
+    let messages_before = event.messages_before;
+    let time = Time(event.time);
+    match &event.body {
+        EventBody::Message { id, draft } => (
+            "new_message",
+            EventJson::NewMessage {
+                id: *id,
+                room_id,
+                sequence,
+                messages_before,
+                sender_id: event.actor,
+                time,
+                message_type: draft.message_type,
+                content: &draft.content,
+                reply_to: draft.reply_to,
+                client_message_id: &draft.client_message_id.0,
+                edited_at: None,
+                deleted_at: None,
+                revision: sequence,
+            },
+        ),
+        EventBody::Edited {
+            id,
+            target,
+            content,
+        } => (
+            "edit_message",
+            EventJson::Edited {
+                room_id,
+                sequence,
+                messages_before,
+                time,
+                user_id: event.actor,
+                message_id: *id,
+                message_sequence: *target,
+                content,
+            },
+        ),
+        EventBody::Deleted { id, target } => (
+            "delete_message",
+            EventJson::Deleted {
+                room_id,
+                sequence,
+                messages_before,
+                time,
+                user_id: event.actor,
+                message_id: *id,
+                message_sequence: *target,
+            },
+        ),
+        EventBody::Joined { user, role } => (
+            "user_joined",
+            EventJson::Joined {
+                room_id,
+                sequence,
+                messages_before,
+                time,
+                user_id: *user,
+                role: *role,
+                by: event.actor,
+            },
+        ),
+        EventBody::Left { user } => (
+            "user_left",
+            EventJson::Left {
+                room_id,
+                sequence,
+                messages_before,
+                time,
+                user_id: Some(*user),
+                by: event.actor,
+            },
+        ),
+        EventBody::RoomDeleted => (
+            "room_deleted",
+            EventJson::Left {
+                room_id,
+                sequence,
+                messages_before,
+                time,
+                user_id: None,
+                by: event.actor,
+            },
+        ),
+    }
+}
+
+/// An event as a frame.
+pub fn event_frame(event: &RoomEvent) -> Utf8Bytes {
+    let (frame_type, payload) = event_json(event);
+    encode(frame_type, None, payload)
+}
+
+// === signals ===
+
+/// `typing` or `stop_typing`.
+fn activity_frame(room: RoomId, user: UserId, activity: Activity, active: bool) -> Utf8Bytes {
+    #[derive(Serialize)]
+    struct Payload {
+        room_id: RoomId,
+        user_id: UserId,
+        activity: Activity,
+    }
+    let frame_type = if active { "typing" } else { "stop_typing" };
+    encode(
+        frame_type,
+        None,
+        Payload {
+            room_id: room,
+            user_id: user,
+            activity,
+        },
+    )
+}
+
+/// `user_online` (also for away) or `user_offline`.
+fn presence_frame(
+    room: RoomId,
+    user: UserId,
+    state: PresenceState,
+    last_seen: Option<Timestamp>,
+) -> Utf8Bytes {
+    #[derive(Serialize)]
+    struct Payload {
+        room_id: RoomId,
+        user_id: UserId,
+        state: PresenceState,
+        last_seen: Option<Time>,
+    }
+    let frame_type = match state {
+        PresenceState::Offline => "user_offline",
+        PresenceState::Away | PresenceState::Online => "user_online",
+    };
+    encode(
+        frame_type,
+        None,
+        Payload {
+            room_id: room,
+            user_id: user,
+            state,
+            last_seen: last_seen.map(Time),
+        },
+    )
+}
+
+/// `messages_read`.
+fn read_frame(room: RoomId, user: UserId, sequence: Sequence, time: Timestamp) -> Utf8Bytes {
+    #[derive(Serialize)]
+    struct Payload {
+        room_id: RoomId,
+        user_id: UserId,
+        sequence: Sequence,
+        time: Time,
+    }
+    encode(
+        "messages_read",
+        None,
+        Payload {
+            room_id: room,
+            user_id: user,
+            sequence,
+            time: Time(time),
+        },
+    )
+}
+
+/// A signal to the followers of a room, and whether it may be shed first.
+pub fn signal(signal: &Signal) -> Option<(Utf8Bytes, bool)> {
+    match *signal {
+        Signal::Activity {
+            room,
+            user,
+            activity,
+            active,
+        } => Some((activity_frame(room, user, activity, active), true)),
+        Signal::Presence {
+            room,
+            user,
+            state,
+            last_seen,
+        } => Some((presence_frame(room, user, state, last_seen), true)),
+        Signal::Read {
+            room,
+            user,
+            sequence,
+            time,
+        } => Some((read_frame(room, user, sequence, time), false)),
+        _ => None,
+    }
+}
+
+/// `dm_created`.
+pub fn direct_created(room: RoomId, peer: UserId) -> Utf8Bytes {
+    #[derive(Serialize)]
+    struct Payload {
+        room_id: RoomId,
+        user_id: UserId,
+    }
+    encode(
+        "dm_created",
+        None,
+        Payload {
+            room_id: room,
+            user_id: peer,
+        },
+    )
+}
+
+// === the connection ===
+
+/// `connection_ack`. `resume` names, for every room that the socket follows, the place after which its events come.
+pub fn connection_ack(
+    id: Option<&RequestId>,
+    user: UserId,
+    device: DeviceId,
+    heartbeat_ms: u64,
+    resume: &BTreeMap<RoomId, Sequence>,
+) -> Utf8Bytes {
+    #[derive(Serialize)]
+    struct Payload<'a> {
+        user_id: UserId,
+        device_id: DeviceId,
+        heartbeat_ms: u64,
+        resume: &'a BTreeMap<RoomId, Sequence>,
+    }
+    encode(
+        "connection_ack",
+        id,
+        Payload {
+            user_id: user,
+            device_id: device,
+            heartbeat_ms,
+            resume,
+        },
+    )
+}
+
+/// `resync`: too much was missed to be sent here; read `/rooms/{id}/events?after=from_sequence`.
+pub fn resync(room: RoomId, from: Sequence) -> Utf8Bytes {
+    #[derive(Serialize)]
+    struct Payload {
+        room_id: RoomId,
+        from_sequence: Sequence,
+    }
+    encode(
+        "resync",
+        None,
+        Payload {
+            room_id: room,
+            from_sequence: from,
+        },
+    )
+}
+
+/// `pong`, the answer to `ping`.
+pub fn pong(id: Option<&RequestId>, now: Timestamp) -> Utf8Bytes {
+    #[derive(Serialize)]
+    struct Payload {
+        time: Time,
+    }
+    encode("pong", id, Payload { time: Time(now) })
+}
+
+/// Any other frame: `ack` to a request, `auth_required` without one.
+pub fn reply<P: Serialize>(
+    frame_type: &'static str,
+    id: Option<&RequestId>,
+    payload: P,
+) -> Utf8Bytes {
+    encode(frame_type, id, payload)
+}
+
+/// What an `ack` says.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum Ack {
+    Message(Box<super::MessageAck>),
+    Place(super::PlaceJson),
+    Read(super::ReadJson),
+    Room { room_id: RoomId },
+    Authenticated { expires_at: Time },
+}
+
+/// `error`, with the id of the request if it had one.
+pub fn error_frame(id: Option<&RequestId>, error: &Error, trace_id: Option<&str>) -> Utf8Bytes {
+    #[derive(Serialize)]
+    struct Payload<'a> {
+        code: &'a str,
+        detail: &'a str,
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        errors: &'a [carillon_domain::FieldError],
+        retryable: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        trace_id: Option<&'a str>,
+    }
+    encode(
+        "error",
+        id,
+        Payload {
+            code: error.code.as_str(),
+            detail: &error.detail,
+            errors: &error.fields,
+            retryable: error.code.is_retryable(),
+            retry_after_ms: error
+                .retry_after
+                .map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
+            trace_id,
+        },
+    )
+}

@@ -1,0 +1,227 @@
+//! Requests, of both REST and sockets.
+
+use std::collections::HashMap;
+
+use carillon_domain::{
+    ClientMessageId, MessageId, RoomId, Sequence, UserId,
+    event::{Draft, MessageType},
+    presence::PresenceState,
+    push::PushProvider,
+    room::{Role, RoomKind},
+    signal::Activity,
+};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterRequest {
+    pub username: String,
+    pub email: String,
+    pub password: String,
+}
+
+/// A login: one of `email`, `username` and `login` says who.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoginRequest {
+    pub email: Option<String>,
+    pub username: Option<String>,
+    pub login: Option<String>,
+    pub password: String,
+    pub device: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RefreshRequest {
+    pub refresh_token: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OtpSendRequest {
+    pub phone_number: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OtpVerifyRequest {
+    pub phone_number: String,
+    pub otp_code: String,
+    pub device: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewRoomRequest {
+    pub name: String,
+    #[serde(default)]
+    pub description: String,
+    #[serde(rename = "type")]
+    pub kind: RoomKind,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct MemberRequest {
+    pub role: Option<Role>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenDirectRequest {
+    pub recipient_id: UserId,
+}
+
+/// A message as sent through REST.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewMessageRequest {
+    pub client_message_id: String,
+    #[serde(rename = "type", default = "text")]
+    pub message_type: MessageType,
+    pub content: String,
+    pub reply_to: Option<MessageId>,
+}
+
+fn text() -> MessageType {
+    MessageType::Text
+}
+
+impl From<NewMessageRequest> for Draft {
+    fn from(request: NewMessageRequest) -> Self {
+        Self {
+            // Checked, with everything else of a draft, by the message service.
+            client_message_id: ClientMessageId(request.client_message_id),
+            message_type: request.message_type,
+            content: request.content,
+            reply_to: request.reply_to,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EditRequest {
+    pub content: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReadRequest {
+    pub sequence: Sequence,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PresenceRequest {
+    pub state: PresenceState,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceRequest {
+    pub provider: PushProvider,
+    pub token: String,
+    pub p256dh: Option<String>,
+    pub auth: Option<String>,
+}
+
+// === queries ===
+
+/// A page of a list: `cursor` is the `next` of the page before.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListQuery<C> {
+    #[serde(alias = "after", default = "Option::default")]
+    pub cursor: Option<C>,
+    pub limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HistoryParameters {
+    pub limit: Option<usize>,
+    pub before: Option<u64>,
+    pub after: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsParameters {
+    pub after: Option<u64>,
+    pub limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsersParameters {
+    pub users: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdsParameters {
+    pub ids: String,
+}
+
+// === socket payloads ===
+
+/// Authenticates a socket, or extends its time with a new token; `resume` names the last place seen per room.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuthPayload {
+    pub token: Option<String>,
+    #[serde(default)]
+    pub resume: HashMap<RoomId, Sequence>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoomPayload {
+    pub room_id: RoomId,
+}
+
+/// A message as sent through a socket: to a room, or to a person.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SendPayload {
+    pub room_id: Option<RoomId>,
+    pub recipient_id: Option<UserId>,
+    pub client_message_id: String,
+    #[serde(rename = "type", default = "text")]
+    pub message_type: MessageType,
+    pub content: String,
+    pub reply_to: Option<MessageId>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EditPayload {
+    pub message_id: MessageId,
+    pub content: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MessagePayload {
+    pub message_id: MessageId,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActivityPayload {
+    pub room_id: RoomId,
+    pub activity: Option<Activity>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReadPayload {
+    pub room_id: RoomId,
+    pub sequence: Sequence,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct EmptyPayload {}

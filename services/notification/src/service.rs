@@ -1,0 +1,227 @@
+//! The notification role: registers targets and works on push jobs.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use carillon_domain::{
+    Clock, Error, ErrorCode, Result,
+    account::Identity,
+    ports::{Ephemeral, JobHandler, JobOutcome, PushQueue, PushTargetStore},
+    push::{PushJob, PushProvider, PushTarget},
+    services::{NewPushTarget, NotificationService},
+};
+use carillon_telemetry::propagation;
+use futures::StreamExt;
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::{
+    deliver::{Outcome, Providers},
+    options::{NotificationOptions, OptionsError},
+    web_push::Subscription,
+};
+
+/// Longest token of FCM that is taken; real ones have a few hundred characters.
+const MAX_TOKEN_BYTES: usize = 4096;
+/// How long a delivery is remembered: longer than any queue repeats a job.
+const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 3600);
+/// Users whose targets are read at once.
+const USERS_PER_READ: usize = 200;
+/// When one of our own stores isn't there.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// The notification role.
+pub struct NotificationRole {
+    targets: Arc<dyn PushTargetStore>,
+    queue: Arc<dyn PushQueue>,
+    ephemeral: Arc<dyn Ephemeral>,
+    providers: Providers,
+    /// How long a delivery may be under way before another consumer may try it.
+    under_way: Duration,
+    deliveries_at_once: usize,
+}
+
+// === impl NotificationRole ===
+
+impl NotificationRole {
+    /// Opens no connection yet.
+    pub fn new(
+        targets: Arc<dyn PushTargetStore>,
+        queue: Arc<dyn PushQueue>,
+        ephemeral: Arc<dyn Ephemeral>,
+        clock: Arc<dyn Clock>,
+        options: NotificationOptions,
+    ) -> std::result::Result<Self, OptionsError> {
+        Ok(Self {
+            targets,
+            queue,
+            ephemeral,
+            // FCM may need two requests.
+            under_way: 2 * options.request_timeout + Duration::from_secs(10),
+            deliveries_at_once: options.deliveries_at_once.max(1),
+            providers: Providers::new(options, clock)?,
+        })
+    }
+
+    /// Consumes push jobs, at most `concurrency` at once, until `stop`; then finishes what is under way.
+    pub async fn run(self: Arc<Self>, concurrency: usize, stop: CancellationToken) -> Result<()> {
+        let queue = self.queue.clone();
+        let stopped = Box::pin(stop.cancelled_owned());
+        queue.consume(self, concurrency, stopped).await
+    }
+
+    async fn work(&self, job: &PushJob) -> JobOutcome {
+        let mut retry: Option<Duration> = None;
+        for users in job.recipients.chunks(USERS_PER_READ) {
+            let targets = match self.targets.of_users(users).await {
+                Ok(targets) => targets,
+                Err(error) => {
+                    tracing::warn!(%error, cause = error.cause_chain(), "push targets not read");
+                    return JobOutcome::Retry(RETRY_AFTER);
+                }
+            };
+            let outcomes: Vec<Outcome> = futures::stream::iter(targets)
+                .map(|target| async move { self.deliver_once(job, &target).await })
+                .buffer_unordered(self.deliveries_at_once)
+                .collect()
+                .await;
+            for outcome in outcomes {
+                if let Outcome::Retry(after) = outcome {
+                    retry = retry.max(Some(after));
+                }
+            }
+        }
+        retry.map_or(JobOutcome::Done, JobOutcome::Retry)
+    }
+
+    /// Delivers to one device unless it was done before. "Done" is remembered for a day; "under way" only as long as a request
+    /// can take, so that a consumer that crashed in between leaves a job that is delivered by the next one.
+    async fn deliver_once(&self, job: &PushJob, target: &PushTarget) -> Outcome {
+        let outcome = match self.try_deliver(job, target).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                tracing::warn!(%error, cause = error.cause_chain(), "push not delivered");
+                Outcome::Retry(RETRY_AFTER)
+            }
+        };
+        outcome.count(target.provider);
+        outcome
+    }
+
+    async fn try_deliver(&self, job: &PushJob, target: &PushTarget) -> Result<Outcome> {
+        let key = Sha256::digest(format!("{}\n{}", job.id, target.device));
+        let key = hex::encode(key);
+        let (done, under_way) = (format!("push:done:{key}"), format!("push:now:{key}"));
+        if !self.ephemeral.claim(&under_way, self.under_way).await? {
+            // Somebody else is at it, or crashed at it: this job comes again, and then it is done or free.
+            return Ok(if self.ephemeral.get(&done).await?.is_some() {
+                Outcome::Repeated
+            } else {
+                Outcome::Retry(self.under_way)
+            });
+        }
+        if self.ephemeral.get(&done).await?.is_some() {
+            self.ephemeral.remove(&under_way).await?;
+            return Ok(Outcome::Repeated);
+        }
+        let outcome = self.providers.deliver(job, target).await;
+        match outcome {
+            // A rejected job isn't tried on this device again when another device's retry brings it back.
+            Outcome::Delivered | Outcome::Rejected => {
+                self.ephemeral.put(&done, b"1", REMEMBERED_FOR).await?;
+            }
+            Outcome::Gone => self.forget(target).await?,
+            Outcome::Retry(_) | Outcome::Repeated => {}
+        }
+        self.ephemeral.remove(&under_way).await?;
+        Ok(outcome)
+    }
+
+    /// Drops a target that its provider doesn't know any more, unless the device has registered another meanwhile.
+    async fn forget(&self, target: &PushTarget) -> Result<()> {
+        let now = self.targets.of_users(&[target.user]).await?;
+        if now.contains(target) {
+            self.targets.remove(target.user, target.device).await?;
+        }
+        Ok(())
+    }
+
+    fn checked(&self, who: &Identity, new: NewPushTarget) -> Result<PushTarget> {
+        if !self.providers.has(new.provider) {
+            let name = match new.provider {
+                PushProvider::Fcm => "FCM",
+                PushProvider::Apns => "APNs",
+                PushProvider::WebPush => "Web Push",
+            };
+            return Err(Error::new(
+                ErrorCode::FailedPrecondition,
+                format!("{name} is not configured"),
+            ));
+        }
+        match new.provider {
+            PushProvider::WebPush => {
+                self.providers
+                    .check_endpoint(&new.token)
+                    .map_err(|problem| Error::invalid("token", problem))?;
+                let p256dh = new.p256dh.as_deref().unwrap_or_default();
+                let auth = new.auth.as_deref().unwrap_or_default();
+                Subscription::parse(p256dh, auth).map_err(|field| {
+                    Error::invalid(field, "the subscription's key in base64url")
+                })?;
+            }
+            PushProvider::Fcm | PushProvider::Apns => {
+                let fits = (1..=MAX_TOKEN_BYTES).contains(&new.token.len());
+                if !fits || !new.token.bytes().all(|b| b.is_ascii_graphic()) {
+                    return Err(Error::invalid(
+                        "token",
+                        "1 to 4096 visible ASCII characters",
+                    ));
+                }
+                if new.p256dh.is_some() || new.auth.is_some() {
+                    return Err(Error::invalid("p256dh", "only for Web Push, as is auth"));
+                }
+            }
+        }
+        Ok(PushTarget {
+            user: who.user,
+            device: who.device,
+            provider: new.provider,
+            token: new.token,
+            p256dh: new.p256dh,
+            auth: new.auth,
+        })
+    }
+}
+
+#[async_trait]
+impl NotificationService for NotificationRole {
+    #[tracing::instrument(name = "notification.register", skip_all)]
+    async fn register(&self, who: &Identity, target: NewPushTarget) -> Result<()> {
+        let target = self.checked(who, target)?;
+        self.targets.put(&target).await
+    }
+
+    #[tracing::instrument(name = "notification.unregister", skip_all)]
+    async fn unregister(&self, who: &Identity) -> Result<()> {
+        self.targets.remove(who.user, who.device).await
+    }
+}
+
+#[async_trait]
+impl JobHandler for NotificationRole {
+    async fn handle(&self, job: PushJob) -> JobOutcome {
+        let span = tracing::info_span!(
+            "push.job",
+            otel.kind = "consumer",
+            push.recipients = job.recipients.len(),
+        );
+        // A queue adapter that opened a span has made it a child of the send already.
+        if propagation::trace_id().is_none()
+            && let Some(parent) = &job.traceparent
+        {
+            propagation::set_parent(&span, parent);
+        }
+        self.work(&job).instrument(span).await
+    }
+}

@@ -1,0 +1,283 @@
+//! Who is online: leases of connected devices, and telling the rooms that a person shares with others (PRES-01).
+//!
+//! [`PresenceRole`] implements [`carillon_domain::services::PresenceService`] over ports. Gateways renew leases for their
+//! sockets; a crashed gateway's leases end by themselves, and [`PresenceRole::run`] notices. What is told is a hint that may be
+//! shed under load: [`PresenceService::get`] is the truth. Typing is no business of this crate.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use carillon_domain::{
+    Clock, DeviceId, Error, Result, RoomId, UserId,
+    ports::{Bus, PresenceStore, RoomStore},
+    presence::{Lease, Presence, PresenceState},
+    services::PresenceService,
+    signal::{Signal, Topic},
+};
+use carillon_telemetry::metrics::{IntCounterVec, int_counter};
+use futures::StreamExt;
+use tokio::{
+    sync::{Mutex, mpsc},
+    time::MissedTickBehavior,
+};
+use tokio_util::sync::CancellationToken;
+
+static CHANGES: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    int_counter(
+        "carillon_presence_changes_total",
+        "Changes of people's presence, by the new state.",
+        &["state"],
+    )
+});
+static TOLD: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    int_counter(
+        "carillon_presence_told_total",
+        "Changes that rooms were to be told, by outcome: told, shed, error.",
+        &["outcome"],
+    )
+});
+
+/// Leases, and people asked about, per call.
+const MAX_BATCH: usize = 1000;
+/// Changes that wait to be told; more are shed.
+const WAITING: usize = 8192;
+/// People told about at once.
+const TOLD_AT_ONCE: usize = 16;
+/// Rooms looked at per question to the store.
+const ROOMS_PER_READ: usize = 256;
+/// Rooms of one person that are considered at all.
+const MAX_ROOMS: usize = 5000;
+
+/// What the presence role can be told.
+#[derive(Clone, Debug)]
+pub struct PresenceOptions {
+    /// How long a device counts as connected after its last renewal. Gateways renew at a third of it.
+    pub lease: Duration,
+    /// How often leases that ran out are looked for.
+    pub sweep_interval: Duration,
+    /// At most so many rooms of a person are told about a change: the newest that aren't listed.
+    pub max_rooms_told: usize,
+}
+
+impl Default for PresenceOptions {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(45),
+            sweep_interval: Duration::from_secs(5),
+            max_rooms_told: 64,
+        }
+    }
+}
+
+/// The presence role.
+pub struct PresenceRole {
+    store: Arc<dyn PresenceStore>,
+    rooms: Arc<dyn RoomStore>,
+    bus: Arc<dyn Bus>,
+    clock: Arc<dyn Clock>,
+    options: PresenceOptions,
+    changed: mpsc::Sender<UserId>,
+    /// Taken by `run`, once.
+    to_tell: Mutex<Option<mpsc::Receiver<UserId>>>,
+}
+
+// === impl PresenceRole ===
+
+impl PresenceRole {
+    /// Does nothing by itself: [`PresenceRole::run`] must run in every process that serves this role.
+    pub fn new(
+        store: Arc<dyn PresenceStore>,
+        rooms: Arc<dyn RoomStore>,
+        bus: Arc<dyn Bus>,
+        clock: Arc<dyn Clock>,
+        options: PresenceOptions,
+    ) -> Self {
+        let (changed, to_tell) = mpsc::channel(WAITING);
+        Self {
+            store,
+            rooms,
+            bus,
+            clock,
+            options,
+            changed,
+            to_tell: Mutex::new(Some(to_tell)),
+        }
+    }
+
+    /// Tells rooms of changes, and ends the leases of crashed gateways, until `stop`; then tells what is left and returns.
+    /// A second call returns an error at once.
+    pub async fn run(&self, stop: CancellationToken) -> Result<()> {
+        let Some(to_tell) = self.to_tell.lock().await.take() else {
+            return Err(Error::defect("the presence role runs already"));
+        };
+        tokio::join!(
+            self.run_teller(to_tell, stop.clone()),
+            self.run_sweeper(stop)
+        );
+        Ok(())
+    }
+
+    async fn run_sweeper(&self, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(self.options.sweep_interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            if let Err(error) = self.sweep().await {
+                tracing::warn!(%error, cause = error.cause_chain(), "leases not swept");
+            }
+        }
+    }
+
+    /// Ends the leases that ran out; how many people's state changed.
+    pub async fn sweep(&self) -> Result<usize> {
+        let mut count = 0;
+        loop {
+            let changes = self.store.expire(self.clock.now(), MAX_BATCH).await?;
+            if changes.is_empty() {
+                return Ok(count);
+            }
+            count += changes.len();
+            self.note(&changes);
+        }
+    }
+
+    /// Counts changes and queues the people. What is told later is their state at that time, so that a room never ends up with
+    /// an older one because two changes overtook each other.
+    fn note(&self, changes: &[Presence]) {
+        for change in changes {
+            CHANGES.with_label_values(&[change.state.as_str()]).inc();
+            if self.changed.try_send(change.user).is_err() {
+                TOLD.with_label_values(&["shed"]).inc();
+            }
+        }
+    }
+
+    async fn run_teller(&self, mut to_tell: mpsc::Receiver<UserId>, stop: CancellationToken) {
+        let mut batch = Vec::new();
+        loop {
+            let count = stop
+                .run_until_cancelled(to_tell.recv_many(&mut batch, MAX_BATCH))
+                .await;
+            if count.is_none() {
+                break;
+            }
+            self.tell_all(&mut batch).await;
+        }
+        while let Ok(user) = to_tell.try_recv() {
+            batch.push(user);
+            if batch.len() == MAX_BATCH {
+                self.tell_all(&mut batch).await;
+            }
+        }
+        self.tell_all(&mut batch).await;
+    }
+
+    async fn tell_all(&self, batch: &mut Vec<UserId>) {
+        let users: Vec<UserId> = batch
+            .drain(..)
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
+        if users.is_empty() {
+            return;
+        }
+        let states = match self.store.get(&users, self.clock.now()).await {
+            Ok(states) => states,
+            Err(error) => {
+                tracing::warn!(%error, cause = error.cause_chain(), "presence not told");
+                TOLD.with_label_values(&["error"])
+                    .inc_by(users.len() as u64);
+                return;
+            }
+        };
+        futures::stream::iter(states)
+            .for_each_concurrent(TOLD_AT_ONCE, |presence| async move {
+                let outcome = match self.tell(presence).await {
+                    Ok(()) => "told",
+                    Err(error) => {
+                        tracing::debug!(%error, cause = error.cause_chain(), "presence not told");
+                        "error"
+                    }
+                };
+                TOLD.with_label_values(&[outcome]).inc();
+            })
+            .await;
+    }
+
+    async fn tell(&self, presence: Presence) -> Result<()> {
+        for room in self.rooms_to_tell(presence.user).await? {
+            let signal = Signal::Presence {
+                room,
+                user: presence.user,
+                state: presence.state,
+                last_seen: presence.last_seen,
+            };
+            self.bus
+                .publish(Topic::of_room(room), signal.encode()?)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// The newest rooms of a person, without listed ones: anybody may be in those, and presence isn't told to strangers.
+    async fn rooms_to_tell(&self, user: UserId) -> Result<Vec<RoomId>> {
+        let all = self.rooms.rooms_of(user, None, MAX_ROOMS).await?;
+        let mut told = Vec::new();
+        // Ids are UUIDv7: the last ones are the newest.
+        for ids in all.rchunks(ROOMS_PER_READ) {
+            let mut rooms = self.rooms.get_many(ids).await?;
+            rooms.sort_by_key(|room| std::cmp::Reverse(room.id));
+            for room in rooms {
+                if told.len() == self.options.max_rooms_told {
+                    return Ok(told);
+                }
+                if !room.kind.is_listed() && room.deleted_at.is_none() {
+                    told.push(room.id);
+                }
+            }
+        }
+        Ok(told)
+    }
+}
+
+#[async_trait]
+impl PresenceService for PresenceRole {
+    #[tracing::instrument(name = "presence.renew", skip_all, fields(leases = leases.len()))]
+    async fn renew(&self, leases: &[Lease]) -> Result<()> {
+        if leases.len() > MAX_BATCH {
+            return Err(Error::invalid("leases", "at most 1000"));
+        }
+        if leases
+            .iter()
+            .any(|lease| lease.state == PresenceState::Offline)
+        {
+            return Err(Error::invalid("state", "online or away"));
+        }
+        let now = self.clock.now();
+        let changes = self.store.renew(leases, now, self.options.lease).await?;
+        self.note(&changes);
+        Ok(())
+    }
+
+    #[tracing::instrument(name = "presence.release", skip_all)]
+    async fn release(&self, user: UserId, device: DeviceId) -> Result<()> {
+        let now = self.clock.now();
+        if let Some(change) = self.store.release(user, device, now).await? {
+            self.note(&[change]);
+        }
+        Ok(())
+    }
+
+    async fn get(&self, users: &[UserId]) -> Result<Vec<Presence>> {
+        if users.len() > MAX_BATCH {
+            return Err(Error::invalid("users", "at most 1000"));
+        }
+        self.store.get(users, self.clock.now()).await
+    }
+}

@@ -1,0 +1,289 @@
+//! The presence role over the embedded stores.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use bytes::Bytes;
+use carillon_adapters::embedded;
+use carillon_domain::{
+    ErrorCode, ReplicaId, Sequence, Timestamp,
+    event::{EventBody, RoomEvent},
+    partition::Partition,
+    ports::{BusItem, Subscriptions},
+    room::{Role, Room, RoomKind},
+};
+use futures::stream::BoxStream;
+
+use super::*;
+
+struct TestClock(AtomicI64);
+
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.load(Ordering::SeqCst))
+    }
+}
+
+struct World {
+    stores: embedded::Stores,
+    clock: Arc<TestClock>,
+    role: Arc<PresenceRole>,
+    subscriptions: Arc<dyn Subscriptions>,
+    items: BoxStream<'static, BusItem>,
+    _directory: tempfile::TempDir,
+}
+
+impl World {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Arc::new(TestClock(AtomicI64::new(1_700_000_000_000)));
+        let stores = embedded::open_with(
+            directory.path(),
+            embedded::Options {
+                clock: clock.clone(),
+                ..embedded::Options::default()
+            },
+        )
+        .unwrap();
+        let (subscriptions, items) = stores.bus.receiver().await.unwrap();
+        Self {
+            role: role(&stores, &clock),
+            stores,
+            clock,
+            subscriptions,
+            items,
+            _directory: directory,
+        }
+    }
+
+    /// A room with one member, whose topic is listened to.
+    async fn room(&self, kind: RoomKind, member: UserId) -> RoomId {
+        let room = RoomId::new();
+        let now = self.clock.now();
+        let made = Room {
+            id: room,
+            kind,
+            name: "room".to_owned(),
+            description: String::new(),
+            created_by: member,
+            created_at: now,
+            deleted_at: None,
+            pair: None,
+        };
+        self.stores.rooms.create(&made).await.unwrap();
+        let partition = Partition::of_room(room);
+        let owner = ReplicaId("message-0".to_owned());
+        let epoch = self.stores.log.acquire(partition, &owner).await.unwrap();
+        self.stores.log.open(room, epoch).await.unwrap();
+        let joined = RoomEvent {
+            room,
+            sequence: Sequence(1),
+            messages_before: 0,
+            time: now,
+            actor: member,
+            body: EventBody::Joined {
+                user: member,
+                role: Role::Owner,
+            },
+        };
+        let log = &self.stores.log;
+        log.append(partition, epoch, &[joined]).await.unwrap();
+        let topic = Topic::of_room(room);
+        self.subscriptions.subscribe(topic).await.unwrap();
+        room
+    }
+
+    async fn renew(&self, user: UserId, device: DeviceId, state: PresenceState) {
+        let lease = Lease {
+            user,
+            device,
+            state,
+        };
+        self.role.renew(&[lease]).await.unwrap();
+    }
+
+    /// What was told up to now: the role is stopped, which makes it tell what waits, and another takes its place.
+    async fn told(&mut self) -> Vec<(RoomId, PresenceState)> {
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let next = role(&self.stores, &self.clock);
+        let role = std::mem::replace(&mut self.role, next);
+        role.run(stop).await.unwrap();
+        // The bus keeps the order per topic, so whatever was told is before this mark.
+        let mark = RoomId::new();
+        let topic = Topic::of_room(mark);
+        self.subscriptions.subscribe(topic).await.unwrap();
+        let bus = &self.stores.bus;
+        bus.publish(topic, Bytes::from_static(b"mark"))
+            .await
+            .unwrap();
+        let mut told = Vec::new();
+        loop {
+            match self.items.next().await.unwrap() {
+                BusItem::Message { payload, .. } if payload == "mark" => return told,
+                BusItem::Message { payload, .. } => match Signal::decode(&payload).unwrap() {
+                    Signal::Presence { room, state, .. } => told.push((room, state)),
+                    other => panic!("{other:?}"),
+                },
+                BusItem::Lost => panic!("lost"),
+            }
+        }
+    }
+
+    fn advance(&self, seconds: i64) {
+        self.clock.0.fetch_add(seconds * 1000, Ordering::SeqCst);
+    }
+
+    async fn state(&self, user: UserId) -> PresenceState {
+        self.role.get(&[user]).await.unwrap()[0].state
+    }
+}
+
+fn role(stores: &embedded::Stores, clock: &Arc<TestClock>) -> Arc<PresenceRole> {
+    Arc::new(PresenceRole::new(
+        stores.presence.clone(),
+        stores.rooms.clone(),
+        stores.bus.clone(),
+        clock.clone(),
+        PresenceOptions {
+            max_rooms_told: 3,
+            sweep_interval: Duration::from_millis(5),
+            ..PresenceOptions::default()
+        },
+    ))
+}
+
+/// PRES-01: a change is told to the rooms that are shared with people who were let in, and not to listed ones.
+#[tokio::test]
+async fn changes_are_told_to_unlisted_rooms() {
+    let mut world = World::new().await;
+    let (ann, device) = (UserId::new(), DeviceId::new());
+    let private = world.room(RoomKind::Private, ann).await;
+    let direct = world.room(RoomKind::Direct, ann).await;
+    world.room(RoomKind::Public, ann).await;
+    world.room(RoomKind::Channel, ann).await;
+    world.room(RoomKind::Private, UserId::new()).await;
+    for (state, expected) in [
+        (PresenceState::Online, true),
+        (PresenceState::Online, false),
+        (PresenceState::Away, true),
+    ] {
+        world.renew(ann, device, state).await;
+        let mut told = world.told().await;
+        told.sort_by_key(|(room, _)| *room);
+        let all = [(private, state), (direct, state)];
+        assert_eq!(told, if expected { &all[..] } else { &[] }, "{state:?}");
+    }
+}
+
+/// PRES-01: somebody with many rooms costs a bounded number of signals, to the newest.
+#[tokio::test]
+async fn a_bounded_number_of_rooms_is_told() {
+    let mut world = World::new().await;
+    let ann = UserId::new();
+    let mut rooms = Vec::new();
+    for _ in 0..5 {
+        rooms.push(world.room(RoomKind::Group, ann).await);
+    }
+    rooms.sort();
+    world
+        .renew(ann, DeviceId::new(), PresenceState::Online)
+        .await;
+    let mut told: Vec<_> = world
+        .told()
+        .await
+        .into_iter()
+        .map(|(room, _)| room)
+        .collect();
+    told.sort();
+    assert_eq!(told, rooms[2..]);
+}
+
+/// PRES-01: offline only when the last device is gone; two changes that were not told yet are told as one, the present state.
+#[tokio::test]
+async fn the_last_device_counts() {
+    let mut world = World::new().await;
+    let (ann, phone, tab) = (UserId::new(), DeviceId::new(), DeviceId::new());
+    let room = world.room(RoomKind::Private, ann).await;
+    world.renew(ann, phone, PresenceState::Away).await;
+    world.renew(ann, tab, PresenceState::Online).await;
+    assert_eq!(world.told().await, [(room, PresenceState::Online)]);
+    world.role.release(ann, tab).await.unwrap();
+    assert_eq!(world.told().await, [(room, PresenceState::Away)]);
+    world.advance(1);
+    world.role.release(ann, phone).await.unwrap();
+    assert_eq!(world.told().await, [(room, PresenceState::Offline)]);
+    world.role.release(ann, phone).await.unwrap();
+    assert_eq!(world.told().await, []);
+    let presence = world.role.get(&[UserId::new(), ann]).await.unwrap();
+    assert_eq!(presence[0].last_seen, None);
+    assert_eq!(presence[1].last_seen, Some(world.clock.now()));
+}
+
+/// PRES-01: a crashed gateway renews nothing: its people go offline when their leases end, and rooms are told by themselves.
+#[tokio::test]
+async fn leases_of_a_crashed_gateway_end() {
+    let mut world = World::new().await;
+    let (ann, bob) = (UserId::new(), UserId::new());
+    let room = world.room(RoomKind::Private, ann).await;
+    world
+        .renew(ann, DeviceId::new(), PresenceState::Online)
+        .await;
+    world.advance(30);
+    world
+        .renew(bob, DeviceId::new(), PresenceState::Online)
+        .await;
+    assert_eq!(world.told().await.len(), 1);
+    world.advance(14);
+    assert_eq!(world.role.sweep().await.unwrap(), 0);
+    assert_eq!(world.state(ann).await, PresenceState::Online);
+    world.advance(2);
+    assert_eq!(
+        world.state(ann).await,
+        PresenceState::Offline,
+        "even before the sweep"
+    );
+
+    let stop = CancellationToken::new();
+    let running = tokio::spawn({
+        let (role, stop) = (world.role.clone(), stop.clone());
+        async move { role.run(stop).await }
+    });
+    let Some(BusItem::Message { payload, .. }) = world.items.next().await else {
+        panic!("no signal");
+    };
+    let told = Signal::decode(&payload).unwrap();
+    assert!(
+        matches!(told, Signal::Presence { room: r, user, state: PresenceState::Offline, last_seen: Some(_) } if r == room && user == ann),
+        "{told:?}"
+    );
+    assert_eq!(world.state(bob).await, PresenceState::Online);
+    stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+/// PRES-01: input is bounded.
+#[tokio::test]
+async fn calls_are_checked() {
+    let world = World::new().await;
+    let lease = |state| Lease {
+        user: UserId::new(),
+        device: DeviceId::new(),
+        state,
+    };
+    let many: Vec<_> = (0..1001).map(|_| lease(PresenceState::Online)).collect();
+    for bad in [&many[..], &[lease(PresenceState::Offline)]] {
+        let error = world.role.renew(bad).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidRequest);
+    }
+    let users: Vec<_> = many.iter().map(|lease| lease.user).collect();
+    let error = world.role.get(&users).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::InvalidRequest);
+    world.role.renew(&many[..1000]).await.unwrap();
+    let states = world.role.get(&users[..1000]).await.unwrap();
+    assert!(
+        states
+            .iter()
+            .zip(&users)
+            .all(|(p, u)| p.user == *u && p.state == PresenceState::Online)
+    );
+}

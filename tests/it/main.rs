@@ -1,0 +1,14 @@
+//! The whole system, from outside: processes of the real binary, the public API, and scripts of what people do.
+//!
+//! Ring 3 runs on embedded stores always, and on the real ones when `CARILLON_TEST_SCYLLA`, `CARILLON_TEST_REDIS` and
+//! `CARILLON_TEST_RABBITMQ` name them. Ring 4 needs `CARILLON_TEST_KUBECONFIG`. What can't run says `CARILLON-SKIPPED`.
+
+mod bad_input;
+mod cluster;
+mod embedded;
+mod faults;
+mod layout;
+mod push;
+mod real;
+mod traces;
+mod world;

@@ -1,0 +1,68 @@
+//! Ring 3 on the real stores: every role a process of its own, two gateways, two message replicas.
+
+use anyhow::Result;
+
+use crate::world::{
+    platform::{QUICK, RealCluster, RealOptions},
+    script::Stage,
+    servers,
+};
+
+async fn play(test: &str, script: &str) -> Result<()> {
+    let Some(servers) = servers::stores(test) else {
+        return Ok(());
+    };
+    let options = RealOptions {
+        gateways: 2,
+        messages: 2,
+        spec: QUICK.into(),
+        ..Default::default()
+    };
+    let cluster = RealCluster::start(&servers, &options).await?;
+    let bases = cluster
+        .gateways
+        .iter()
+        .map(|gateway| gateway.base.clone())
+        .collect();
+    Stage::new(bases).run(script).await
+}
+
+/// MSG-01, MSG-02, RT-01 to RT-04, RT-08: the two people sit on different gateways.
+#[tokio::test(flavor = "multi_thread")]
+async fn conversation_over_two_gateways() -> Result<()> {
+    play(
+        "real::conversation_over_two_gateways",
+        include_str!("scripts/conversation.chat"),
+    )
+    .await
+}
+
+/// MSG-18, MSG-19, MSG-20.
+#[tokio::test(flavor = "multi_thread")]
+async fn away_and_back_over_two_gateways() -> Result<()> {
+    play(
+        "real::away_and_back_over_two_gateways",
+        include_str!("scripts/away.chat"),
+    )
+    .await
+}
+
+/// MSG-01, MSG-08.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_and_permissions_over_two_gateways() -> Result<()> {
+    play(
+        "real::changes_and_permissions_over_two_gateways",
+        include_str!("scripts/changes.chat"),
+    )
+    .await
+}
+
+/// RT-05, RT-08.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_devices_over_two_gateways() -> Result<()> {
+    play(
+        "real::several_devices_over_two_gateways",
+        include_str!("scripts/devices.chat"),
+    )
+    .await
+}

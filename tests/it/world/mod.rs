@@ -1,0 +1,7 @@
+//! What tests are made of: processes, people, and scripts of what people do.
+
+pub mod client;
+pub mod platform;
+pub mod process;
+pub mod script;
+pub mod servers;
