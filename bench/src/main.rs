@@ -335,14 +335,20 @@ async fn run_step(
 ) -> Result<Vec<Measurement>> {
     let name = step.subject.name();
     progress.say(&format!("{}: {}", step.scenario.name(), name));
-    let server = step.subject.start(cores).await?;
+    let mut server = step.subject.start(cores).await?;
+    let town = Arc::new(Town::new(&server, Duration::from_secs(common.patience)));
+    let mut tokens = Vec::new();
+    if let Scenario::Idle(options) = &step.scenario {
+        let prepared = idle::prepare(&town, progress, options).await;
+        tokens = prepared.with_context(|| explain(step, &server))?;
+        server = server.restart(cores).await?;
+    }
     let setting = Setting {
         subject: &name,
         pids: &server.pids,
         progress,
     };
-    let town = Arc::new(Town::new(&server, Duration::from_secs(common.patience)));
-    let outcome = run_scenario(&step.scenario, town, &setting).await;
+    let outcome = run_scenario(&step.scenario, town, &setting, tokens).await;
     let measurements = outcome.with_context(|| explain(step, &server))?;
     server.stop().await?;
     Ok(measurements)
@@ -353,13 +359,15 @@ fn explain(step: &Step, server: &Server) -> String {
     format!("{scenario} on {subject} failed{}", server.log())
 }
 
+/// `tokens`: of the idle scenario.
 async fn run_scenario(
     scenario: &Scenario,
     town: Arc<Town>,
     setting: &Setting<'_>,
+    tokens: Vec<String>,
 ) -> Result<Vec<Measurement>> {
     Ok(match scenario {
-        Scenario::Idle(options) => vec![idle::run(town, setting, options).await?],
+        Scenario::Idle(options) => vec![idle::run(town, setting, options, tokens).await?],
         Scenario::Sends(options) => vec![sends::run(town, setting, options).await?],
         Scenario::History(options) => vec![history::run(town, setting, options).await?],
         Scenario::Fanout(options) => {
@@ -399,6 +407,10 @@ fn notes(common: &Common, plan: &[Step]) -> Vec<String> {
             Subject::Running { pids, .. } if pids.is_empty() => {
                 more.push("carillon: no --pid, so no figures for memory and CPU".to_owned());
             }
+            Subject::Running { .. } if matches!(step.scenario, Scenario::Idle(_)) => more.push(
+                "carillon: not started here, so memory freed after earlier work may hide a part of the KiB per socket"
+                    .to_owned(),
+            ),
             _ => {}
         }
         for note in more {

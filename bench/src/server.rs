@@ -55,6 +55,8 @@ pub struct Server {
 
 /// A child that is killed when it is forgotten.
 struct Process {
+    /// Starts it again.
+    command: Command,
     child: Child,
     directory: Option<TempDir>,
 }
@@ -163,6 +165,7 @@ async fn start_carillon(binary: &Path, scratch: &Path, cores: &Cores) -> Result<
         pids: vec![child.id()],
         is_bare: false,
         process: Some(Process {
+            command,
             child,
             directory: Some(directory),
         }),
@@ -187,6 +190,7 @@ async fn start_bare(mode: WriteMode, cores: &Cores) -> Result<Server> {
         pids: vec![child.id()],
         is_bare: true,
         process: Some(Process {
+            command,
             child,
             directory: None,
         }),
@@ -257,23 +261,24 @@ impl Server {
 
     /// Stops a started server and waits for its end; a running one stays.
     pub async fn stop(mut self) -> Result<()> {
-        let Some(mut process) = self.process.take() else {
-            return Ok(());
-        };
-        let pid = Pid::from_child(&process.child);
-        // It may have ended by itself: then there is nobody to signal.
-        let _ = kill_process(pid, Signal::TERM);
-        let start = Instant::now();
-        let mut tick = tokio::time::interval(Duration::from_millis(20));
-        while process.child.try_wait()?.is_none() {
-            tick.tick().await;
-            ensure!(
-                start.elapsed() < STOP_WITHIN,
-                "the server was asked to stop and still runs after {STOP_WITHIN:?}; killing it{}",
-                process.log()
-            );
+        match &mut self.process {
+            Some(process) => process.stop().await,
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Stops a started server and starts it again on its data; a running one stays as it is. So memory that was used to prepare a
+    /// scenario, and that the allocator keeps, is not there to be used again unseen.
+    pub async fn restart(mut self, cores: &Cores) -> Result<Self> {
+        let Some(process) = &mut self.process else {
+            return Ok(self);
+        };
+        process.stop().await?;
+        process.child = cores
+            .as_server(|| process.command.spawn())?
+            .context("cannot start the server again")?;
+        self.pids = vec![process.child.id()];
+        self.wait_until_ready().await
     }
 
     /// The last lines of a started server's log, for an error text.
@@ -285,6 +290,24 @@ impl Server {
 // === impl Process ===
 
 impl Process {
+    /// Asks it to stop, and waits for its end.
+    async fn stop(&mut self) -> Result<()> {
+        let pid = Pid::from_child(&self.child);
+        // It may have ended by itself: then there is nobody to signal.
+        let _ = kill_process(pid, Signal::TERM);
+        let start = Instant::now();
+        let mut tick = tokio::time::interval(Duration::from_millis(20));
+        while self.child.try_wait()?.is_none() {
+            tick.tick().await;
+            ensure!(
+                start.elapsed() < STOP_WITHIN,
+                "the server was asked to stop and still runs after {STOP_WITHIN:?}; killing it{}",
+                self.log()
+            );
+        }
+        Ok(())
+    }
+
     fn log(&self) -> String {
         let Some(directory) = &self.directory else {
             return String::new();

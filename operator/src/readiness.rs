@@ -90,7 +90,7 @@ struct Answer {
 #[derive(Deserialize)]
 struct AnsweredDependency {
     name: String,
-    ready: bool,
+    status: String,
 }
 
 fn parse(body: &[u8]) -> Option<Vec<Dependency>> {
@@ -101,7 +101,7 @@ fn parse(body: &[u8]) -> Option<Vec<Dependency>> {
             .into_iter()
             .map(|dependency| Dependency {
                 name: dependency.name,
-                ready: dependency.ready,
+                ready: dependency.status == "up",
             })
             .collect(),
     )
@@ -120,7 +120,7 @@ mod tests {
             let (mut socket, _) = listener.accept().await.unwrap();
             let mut request = [0; 1024];
             let _ = socket.read(&mut request).await.unwrap();
-            let body = r#"{"ready":false,"dependencies":[{"name":"scylla","ready":false,"latency_ms":3},{"name":"redis","ready":true,"latency_ms":1}]}"#;
+            let body = r#"{"status":"unready","dependencies":[{"name":"scylla","status":"down","latency_ms":3.1},{"name":"redis","status":"up","latency_ms":1}]}"#;
             let answer = format!(
                 "HTTP/1.1 503 Service Unavailable\r\ncontent-length: {}\r\n\r\n{body}",
                 body.len()

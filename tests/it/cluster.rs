@@ -15,7 +15,9 @@ use crate::world::{script::Stage, servers};
 const NAMESPACE: &str = "carillon-it";
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the project's root")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ is in the project's root")
 }
 
 /// The cluster that the environment names, and the tools to reach it.
@@ -53,12 +55,18 @@ impl Kubernetes {
     /// `kubectl` in the test's namespace; its output. Fails with what it said.
     fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let output = self.run(&self.kubectl, &[&["-n", NAMESPACE], arguments].concat())?;
-        ensure!(output.status.success(), "kubectl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            output.status.success(),
+            "kubectl {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     fn get(&self, arguments: &[&str]) -> Result<Value> {
-        Ok(serde_json::from_str(&self.kubectl(&[&["get", "-o", "json"], arguments].concat())?)?)
+        Ok(serde_json::from_str(
+            &self.kubectl(&[&["get", "-o", "json"], arguments].concat())?,
+        )?)
     }
 
     /// `kubectl apply -f` of a text; what it said, and whether it took it.
@@ -67,27 +75,42 @@ impl Kubernetes {
         let file = directory.path().join("object.yaml");
         std::fs::write(&file, text)?;
         let file = file.display().to_string();
-        let output = self.run(&self.kubectl, &["-n", NAMESPACE, "apply", "--validate=strict", "-f", &file])?;
-        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let output = self.run(
+            &self.kubectl,
+            &["-n", NAMESPACE, "apply", "--validate=strict", "-f", &file],
+        )?;
+        let said = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok((output.status.success(), said))
     }
 
     fn helm(&self, arguments: &[&str]) -> Result<String> {
         let output = self.run(&self.helm, &[&["-n", NAMESPACE], arguments].concat())?;
-        ensure!(output.status.success(), "helm {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            output.status.success(),
+            "helm {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// A ChatCluster on the real stores.
     fn chat_cluster(&self, name: &str, more: &str) -> String {
-        let rabbit = self.stores.rabbitmq.rsplit_once('@').map_or(self.stores.rabbitmq.as_str(), |(_, host)| host);
+        let rabbit = self
+            .stores
+            .rabbitmq
+            .rsplit_once('@')
+            .map_or(self.stores.rabbitmq.as_str(), |(_, host)| host);
         format!(
             "apiVersion: carillon.chat/v1alpha1
 kind: ChatCluster
 metadata: {{name: {name}}}
 spec:
   gateway: {{replicas: 2, limits: {{authPerMinute: 100000, requestsPerMinute: 100000, messagesPerSecond: 1000}}}}
-  auth: {{replicas: 1, devMode: true, argon2: {{memoryKib: 1024, iterations: 1, parallelism: 1}}}}
+  auth: {{replicas: 1, devMode: true, argon2: {{memoryKib: 8192, iterations: 1, parallelism: 1}}}}
   message: {{replicas: 2}}
   presence: {{replicas: 1}}
   media: {{replicas: 1, store: {{directory: {{emptyDir: {{}}}}}}}}
@@ -107,16 +130,31 @@ spec:
         let deadline = Instant::now() + Duration::from_secs(240);
         loop {
             let cluster = self.get(&["chatcluster", name])?;
-            let found = conditions(&cluster).into_iter().find(|found| found["type"] == condition);
+            let found = conditions(&cluster)
+                .into_iter()
+                .find(|found| found["type"] == condition);
             if let Some(found) = found
                 && found["status"] == status
             {
                 return Ok(found);
             }
             if Instant::now() > deadline {
-                let pods = self.kubectl(&["get", "pods,jobs,events", "-o", "wide"]).unwrap_or_default();
-                let logs = self.kubectl(&["logs", "-l", "app.kubernetes.io/managed-by=carillon-operator", "--tail=20", "--all-containers", "--prefix"]);
-                bail!("{condition} is not {status} after 240 s: {:#}\n{pods}\n{}", cluster["status"], logs.unwrap_or_default());
+                let pods = self
+                    .kubectl(&["get", "pods,jobs,events", "-o", "wide"])
+                    .unwrap_or_default();
+                let logs = self.kubectl(&[
+                    "logs",
+                    "-l",
+                    "app.kubernetes.io/managed-by=carillon-operator",
+                    "--tail=20",
+                    "--all-containers",
+                    "--prefix",
+                ]);
+                bail!(
+                    "{condition} is not {status} after 240 s: {:#}\n{pods}\n{}",
+                    cluster["status"],
+                    logs.unwrap_or_default()
+                );
             }
             std::thread::sleep(Duration::from_millis(300));
         }
@@ -124,14 +162,25 @@ spec:
 
     /// The addresses of the ready gateway pods.
     fn gateways(&self, name: &str) -> Result<Vec<String>> {
-        let pods = self.get(&["pods", "-l", &format!("app.kubernetes.io/instance={name},app.kubernetes.io/component=gateway")])?;
+        let pods = self.get(&[
+            "pods",
+            "-l",
+            &format!("app.kubernetes.io/instance={name},app.kubernetes.io/component=gateway"),
+        ])?;
         let pods = pods["items"].as_array().context("items")?;
-        Ok(pods.iter().filter_map(|pod| pod["status"]["podIP"].as_str()).map(|ip| format!("http://{ip}:8080")).collect())
+        Ok(pods
+            .iter()
+            .filter_map(|pod| pod["status"]["podIP"].as_str())
+            .map(|ip| format!("http://{ip}:8080"))
+            .collect())
     }
 }
 
 fn conditions(cluster: &Value) -> Vec<Value> {
-    cluster["status"]["conditions"].as_array().cloned().unwrap_or_default()
+    cluster["status"]["conditions"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default()
 }
 
 /// Takes away what a test made, also when it fails.
@@ -139,7 +188,17 @@ struct CleanUp<'a>(&'a Kubernetes);
 
 impl Drop for CleanUp<'_> {
     fn drop(&mut self) {
-        let _ = self.0.run(&self.0.kubectl, &["delete", "namespace", NAMESPACE, "--wait=true", "--timeout=120s", "--ignore-not-found"]);
+        let _ = self.0.run(
+            &self.0.kubectl,
+            &[
+                "delete",
+                "namespace",
+                NAMESPACE,
+                "--wait=true",
+                "--timeout=120s",
+                "--ignore-not-found",
+            ],
+        );
     }
 }
 
@@ -147,12 +206,21 @@ impl Drop for CleanUp<'_> {
 /// ChatClusters refused, and nothing left after a delete.
 #[tokio::test(flavor = "multi_thread")]
 async fn helm_install_apply_chat_delete() -> Result<()> {
-    let Some(kubernetes) = Kubernetes::from_environment("cluster::helm_install_apply_chat_delete") else { return Ok(()) };
+    let Some(kubernetes) = Kubernetes::from_environment("cluster::helm_install_apply_chat_delete")
+    else {
+        return Ok(());
+    };
     let kubernetes = &kubernetes;
     kubernetes.run(&kubernetes.kubectl, &["create", "namespace", NAMESPACE])?;
     let _clean_up = CleanUp(kubernetes);
-    let chart = root().join("charts/carillon-operator").display().to_string();
-    let (operator, operator_tag) = kubernetes.operator_image.rsplit_once(':').context("an image with a tag")?;
+    let chart = root()
+        .join("charts/carillon-operator")
+        .display()
+        .to_string();
+    let (operator, operator_tag) = kubernetes
+        .operator_image
+        .rsplit_once(':')
+        .context("an image with a tag")?;
     kubernetes.helm(&[
         "install",
         "carillon",
@@ -166,9 +234,21 @@ async fn helm_install_apply_chat_delete() -> Result<()> {
 
     bad_chat_clusters(kubernetes)?;
 
-    let credentials = kubernetes.stores.rabbitmq.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@')).map_or("guest:guest", |(user, _)| user);
+    let credentials = kubernetes
+        .stores
+        .rabbitmq
+        .split_once("://")
+        .and_then(|(_, rest)| rest.rsplit_once('@'))
+        .map_or("guest:guest", |(user, _)| user);
     let (user, password) = credentials.split_once(':').context("user:password")?;
-    kubernetes.kubectl(&["create", "secret", "generic", "rabbit", &format!("--from-literal=username={user}"), &format!("--from-literal=password={password}")])?;
+    kubernetes.kubectl(&[
+        "create",
+        "secret",
+        "generic",
+        "rabbit",
+        &format!("--from-literal=username={user}"),
+        &format!("--from-literal=password={password}"),
+    ])?;
     let name = format!("it-{}", &uuid::Uuid::new_v4().simple().to_string()[..6]);
     let more = "  image: {pullPolicy: Never}\n";
     let started = Instant::now();
@@ -181,7 +261,11 @@ async fn helm_install_apply_chat_delete() -> Result<()> {
         ensure!(columns.contains(needed), "no {needed} in {columns}");
     }
     let cluster = kubernetes.get(&["chatcluster", &name])?;
-    ensure!(cluster["status"]["observedGeneration"] == cluster["metadata"]["generation"], "{}", cluster["status"]);
+    ensure!(
+        cluster["status"]["observedGeneration"] == cluster["metadata"]["generation"],
+        "{}",
+        cluster["status"]
+    );
 
     let gateways = kubernetes.gateways(&name)?;
     ensure!(gateways.len() == 2, "{gateways:?}");
@@ -195,20 +279,35 @@ async fn helm_install_apply_chat_delete() -> Result<()> {
     }
     let service = kubernetes.get(&["service", &format!("{name}-gateway")])?;
     let ip = service["spec"]["clusterIP"].as_str().context("clusterIP")?;
-    let port = service["spec"]["ports"][0]["port"].as_u64().context("port")?;
-    Stage::new(vec![format!("http://{ip}:{port}")]).run(include_str!("scripts/conversation.chat")).await?;
+    let port = service["spec"]["ports"][0]["port"]
+        .as_u64()
+        .context("port")?;
+    Stage::new(vec![format!("http://{ip}:{port}")])
+        .run(include_str!("scripts/conversation.chat"))
+        .await?;
     println!("scripts ran over two pods and the Service");
 
     // Owners of rooms die: both message pods, one after the other; what was acknowledged stays, sends go on.
     let mut stage = Stage::new(gateways.clone());
     stage.run("alice: register\nbob: register\nalice: create #r\nbob: join #r\nalice: post #r \"before\" as b").await?;
-    let pods = kubernetes.get(&["pods", "-l", &format!("app.kubernetes.io/instance={name},app.kubernetes.io/component=message")])?;
+    let pods = kubernetes.get(&[
+        "pods",
+        "-l",
+        &format!("app.kubernetes.io/instance={name},app.kubernetes.io/component=message"),
+    ])?;
     for pod in pods["items"].as_array().context("items")? {
         let pod = pod["metadata"]["name"].as_str().context("name")?;
         kubernetes.kubectl(&["delete", "pod", pod, "--grace-period=0", "--force"])?;
-        kubernetes.kubectl(&["rollout", "status", &format!("deployment/{name}-message"), "--timeout=120s"])?;
+        kubernetes.kubectl(&[
+            "rollout",
+            "status",
+            &format!("deployment/{name}-message"),
+            "--timeout=120s",
+        ])?;
     }
-    stage.run("bob: post #r \"after\"\nalice: history #r = \"before\" \"after\"").await?;
+    stage
+        .run("bob: post #r \"after\"\nalice: history #r = \"before\" \"after\"")
+        .await?;
 
     nothing_changes_by_itself(kubernetes, &name)?;
 
@@ -220,7 +319,12 @@ async fn helm_install_apply_chat_delete() -> Result<()> {
             "-l",
             &format!("app.kubernetes.io/instance={name}"),
         ])?;
-        let left: Vec<String> = left["items"].as_array().into_iter().flatten().map(|i| format!("{}/{}", i["kind"], i["metadata"]["name"])).collect();
+        let left: Vec<String> = left["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|i| format!("{}/{}", i["kind"], i["metadata"]["name"]))
+            .collect();
         if left.is_empty() {
             break;
         }
@@ -233,11 +337,21 @@ async fn helm_install_apply_chat_delete() -> Result<()> {
 
 /// Contradictory and unknown fields are refused at apply; what only the operator can know becomes a condition naming the field.
 fn bad_chat_clusters(kubernetes: &Kubernetes) -> Result<()> {
-    let cluster = |spec: &str| format!("apiVersion: carillon.chat/v1alpha1\nkind: ChatCluster\nmetadata: {{name: bad}}\nspec: {spec}\n");
+    let cluster = |spec: &str| {
+        format!(
+            "apiVersion: carillon.chat/v1alpha1\nkind: ChatCluster\nmetadata: {{name: bad}}\nspec: {spec}\n"
+        )
+    };
     for (spec, needle) in [
         ("{gatewayy: {}}", "gatewayy"),
-        ("{message: {replicas: 2, autoscaling: {minReplicas: 1, maxReplicas: 3}}}", "spec.message"),
-        ("{message: {autoscaling: {minReplicas: 5, maxReplicas: 3}}}", "spec.message"),
+        (
+            "{message: {replicas: 2, autoscaling: {minReplicas: 1, maxReplicas: 3}}}",
+            "spec.message",
+        ),
+        (
+            "{message: {autoscaling: {minReplicas: 5, maxReplicas: 3}}}",
+            "spec.message",
+        ),
         ("{gateway: {replicas: -1}}", "spec.gateway.replicas"),
     ] {
         let (taken, said) = kubernetes.apply(&cluster(spec))?;
@@ -246,7 +360,10 @@ fn bad_chat_clusters(kubernetes: &Kubernetes) -> Result<()> {
     let (taken, said) = kubernetes.apply(&cluster("{version: 99.0.0}"))?;
     ensure!(taken, "{said}");
     let condition = kubernetes.wait_condition("bad", "SpecValid", "False")?;
-    ensure!(condition["message"].to_string().contains("spec.version"), "{condition}");
+    ensure!(
+        condition["message"].to_string().contains("spec.version"),
+        "{condition}"
+    );
     kubernetes.kubectl(&["delete", "chatcluster", "bad", "--timeout=60s"])?;
     Ok(())
 }
@@ -257,15 +374,28 @@ fn nothing_changes_by_itself(kubernetes: &Kubernetes, name: &str) -> Result<()> 
     kubernetes.wait_condition(name, "Progressing", "False")?;
     let versions = || -> Result<Vec<String>> {
         let label = format!("app.kubernetes.io/instance={name}");
-        let children = kubernetes.get(&["configmaps,secrets,serviceaccounts,services,poddisruptionbudgets,networkpolicies", "-l", &label])?;
-        let mut versions: Vec<String> = children["items"].as_array().into_iter().flatten().map(|c| c["metadata"]["resourceVersion"].to_string()).collect();
-        versions.push(kubernetes.get(&["chatcluster", name])?["metadata"]["generation"].to_string());
+        let children = kubernetes.get(&[
+            "configmaps,secrets,serviceaccounts,services,poddisruptionbudgets,networkpolicies",
+            "-l",
+            &label,
+        ])?;
+        let mut versions: Vec<String> = children["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|c| c["metadata"]["resourceVersion"].to_string())
+            .collect();
+        versions
+            .push(kubernetes.get(&["chatcluster", name])?["metadata"]["generation"].to_string());
         Ok(versions)
     };
     let before = versions()?;
     // A label that means nothing makes the operator look again.
     kubernetes.kubectl(&["label", "chatcluster", name, "poke=1"])?;
     std::thread::sleep(Duration::from_secs(3));
-    ensure!(before == versions()?, "children were written although nothing changed");
+    ensure!(
+        before == versions()?,
+        "children were written although nothing changed"
+    );
     Ok(())
 }

@@ -11,6 +11,7 @@ use super::Setting;
 use crate::checks::{Check, Failures};
 use crate::frames::{self, Kind};
 use crate::machine;
+use crate::progress::Progress;
 use crate::report::{Better, Measurement};
 use crate::town::Town;
 use crate::websocket::{Turn, Writer};
@@ -29,8 +30,28 @@ pub struct Options {
     pub hold: u64,
 }
 
-/// Opens the sockets, lets them idle, reads memory, pings each.
-pub async fn run(town: Arc<Town>, setting: &Setting<'_>, options: &Options) -> Result<Measurement> {
+/// Makes the accounts and logs every device in; an access token per socket.
+pub async fn prepare(town: &Town, progress: &Progress, options: &Options) -> Result<Vec<String>> {
+    machine::ensure_open_files(options.sockets)?;
+    let devices = usize::from(options.devices_per_user);
+    let people = town
+        .people(options.sockets.div_ceil(devices), devices, progress)
+        .await?;
+    Ok(people
+        .iter()
+        .flat_map(|person| &person.tokens[..devices])
+        .take(options.sockets)
+        .cloned()
+        .collect())
+}
+
+/// Opens a socket for each token, lets them idle, reads memory, pings each.
+pub async fn run(
+    town: Arc<Town>,
+    setting: &Setting<'_>,
+    options: &Options,
+    tokens: Vec<String>,
+) -> Result<Measurement> {
     let progress = setting.progress;
     let mut measurement = Measurement::new(
         format!("idle, {} sockets", options.sockets),
@@ -38,18 +59,7 @@ pub async fn run(town: Arc<Town>, setting: &Setting<'_>, options: &Options) -> R
     );
     measurement.parameter("devices per user", options.devices_per_user);
     measurement.parameter("hold seconds", options.hold);
-    machine::ensure_open_files(options.sockets)?;
-
-    let devices = usize::from(options.devices_per_user);
-    let people = town
-        .people(options.sockets.div_ceil(devices), devices, progress)
-        .await?;
-    let wanted: Vec<(String, Option<String>)> = people
-        .iter()
-        .flat_map(|person| &person.tokens[..devices])
-        .take(options.sockets)
-        .map(|token| (token.clone(), None))
-        .collect();
+    let wanted = tokens.into_iter().map(|token| (token, None)).collect();
 
     let before = machine::resident_kib(setting.pids)?;
     let failures = Arc::new(Failures::default());

@@ -1,4 +1,4 @@
-//! Appends per second of the embedded store, every append synced before it is answered.
+//! Appends per second of the embedded store, every append synced before it is answered; then how long a page takes to read.
 //!
 //! `cargo run -p carillon-adapters --example append -- [callers] [seconds] [directory]`; each caller appends one message at a
 //! time to a room of its own. Without a directory, one is made in the current directory and removed afterwards.
@@ -25,28 +25,27 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .unwrap_or_else(|| PathBuf::from(format!("append-{}", std::process::id())));
     let stores = embedded::open(&directory)?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let appended = runtime.block_on(async {
+    let (mut appends, mut pages) = runtime.block_on(async {
         let end = Instant::now() + Duration::from_secs(seconds);
         let tasks: Vec<_> = (0..callers)
             .map(|_| tokio::spawn(append_until(stores.clone(), end)))
             .collect();
-        let mut appended = Vec::new();
+        let (mut appends, mut rooms) = (Vec::new(), Vec::new());
         for task in tasks {
-            appended.extend(task.await??);
+            let (room, times) = task.await??;
+            rooms.push((room, times.len() as u64));
+            appends.extend(times);
         }
+        let pages = read_pages(&stores, &rooms).await?;
         stores.close().await?;
-        Ok::<_, Box<dyn std::error::Error>>(appended)
+        Ok::<_, Box<dyn std::error::Error>>((appends, pages))
     })?;
-    let mut times = appended;
-    times.sort();
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
     println!(
-        "{callers} callers: {} appends/s, each synced; p50 {:?}, p99 {:?}, most {:?}",
-        times.len() as u64 / seconds,
-        at(0.5),
-        at(0.99),
-        at(1.0)
+        "{callers} callers: {} appends/s, each synced; {}",
+        appends.len() as u64 / seconds,
+        spread(&mut appends)
     );
+    println!("a page of 50 messages: {}", spread(&mut pages));
     drop(stores);
     if given.is_none() {
         std::fs::remove_dir_all(directory)?;
@@ -54,11 +53,38 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+fn spread(times: &mut [Duration]) -> String {
+    times.sort();
+    let Some(last) = times.len().checked_sub(1) else {
+        return "none".into();
+    };
+    let at = |percent: usize| times[last * percent / 100];
+    format!("p50 {:?}, p99 {:?}, most {:?}", at(50), at(99), at(100))
+}
+
+/// Reads pages at random places, one after the other; how long each took.
+async fn read_pages(
+    stores: &embedded::Stores,
+    rooms: &[(RoomId, u64)],
+) -> carillon_domain::Result<Vec<Duration>> {
+    let mut times = Vec::new();
+    for (room, length) in rooms.iter().cycle().take(5_000) {
+        let first = rand::random_range(0..=length.saturating_sub(50));
+        let began = Instant::now();
+        stores
+            .log
+            .messages(*room, &[], Sequence(first + 1), Sequence(first + 50))
+            .await?;
+        times.push(began.elapsed());
+    }
+    Ok(times)
+}
+
 /// Appends to a new room; how long each append took.
 async fn append_until(
     stores: embedded::Stores,
     end: Instant,
-) -> carillon_domain::Result<Vec<Duration>> {
+) -> carillon_domain::Result<(RoomId, Vec<Duration>)> {
     let (room, sender) = (RoomId::new(), UserId::new());
     let partition = Partition::of_room(room);
     let owner = ReplicaId("append".into());
@@ -93,5 +119,5 @@ async fn append_until(
             Err(error) => return Err(error),
         }
     }
-    Ok(times)
+    Ok((room, times))
 }

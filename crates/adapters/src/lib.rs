@@ -7,9 +7,6 @@ pub mod conformance;
 pub mod embedded;
 pub mod object;
 mod observe;
-#[cfg(feature = "drivers")]
 pub mod rabbitmq;
-#[cfg(feature = "drivers")]
 pub mod redis;
-#[cfg(feature = "drivers")]
 pub mod scylla;

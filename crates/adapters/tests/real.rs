@@ -20,7 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The value of a variable; without it, says that the test is skipped.
 fn server(test: &str, variable: &str) -> Option<String> {
-    let value = std::env::var(variable).ok().filter(|value| !value.is_empty());
+    let value = std::env::var(variable)
+        .ok()
+        .filter(|value| !value.is_empty());
     if value.is_none() {
         println!("CARILLON-SKIPPED {test}: {variable} is not set");
     }
@@ -33,7 +35,10 @@ fn unique(prefix: &str) -> String {
 }
 
 /// Runs a test's body so that its end can be awaited even when it panics.
-async fn guarded(body: impl Future<Output = ()> + Send + 'static, cleanup: impl Future<Output = ()>) {
+async fn guarded(
+    body: impl Future<Output = ()> + Send + 'static,
+    cleanup: impl Future<Output = ()>,
+) {
     let result = tokio::spawn(body).await;
     cleanup.await;
     if let Err(error) = result {

@@ -62,14 +62,10 @@ async fn answer(
     }
     Ok(match request.uri().path() {
         // Alive means that the loop turns; dependencies are readiness.
-        "/health" => plain(
-            StatusCode::OK,
-            "application/json",
-            "{\"status\":\"alive\"}\n",
-        ),
+        "/health" => plain(StatusCode::OK, "application/json", "{\"status\":\"ok\"}\n"),
         "/ready" => {
             let status = readiness.status().await;
-            let code = if status.ready {
+            let code = if status.is_ready() {
                 StatusCode::OK
             } else {
                 StatusCode::SERVICE_UNAVAILABLE

@@ -10,6 +10,10 @@ use futures::future::join_all;
 use serde::Serialize;
 use tokio::sync::Mutex;
 
+const READY: &str = "ready";
+const DRAINING: &str = "draining";
+const UP: &str = "up";
+
 const FRESH: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -18,10 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct DependencyStatus {
     /// Its name, for example `scylla`.
     pub name: &'static str,
-    /// Whether it answered.
-    pub ready: bool,
+    /// `up` or `down`.
+    pub status: &'static str,
     /// How long it took, in milliseconds.
-    pub latency_ms: u64,
+    pub latency_ms: f64,
     /// A sentence when it isn't ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
@@ -30,13 +34,17 @@ pub struct DependencyStatus {
 /// The process's state as `/ready` shows it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
-    /// Whether every dependency is ready and the process isn't stopping.
-    pub ready: bool,
-    /// Set while the process drains.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub stopping: bool,
+    /// `ready`, `unready`, or `draining` while the process drains.
+    pub status: &'static str,
     /// Each dependency.
     pub dependencies: Vec<DependencyStatus>,
+}
+
+impl Status {
+    /// Whether the process wants work.
+    pub fn is_ready(&self) -> bool {
+        self.status == READY
+    }
 }
 
 /// Asks the dependencies.
@@ -61,16 +69,22 @@ impl Readiness {
     pub async fn status(&self) -> Status {
         let mut last = self.last.lock().await;
         let fresh = last.as_ref().filter(|(at, status)| {
-            at.elapsed() < FRESH && status.stopping == self.stop.is_cancelled()
+            at.elapsed() < FRESH && (status.status == DRAINING) == self.stop.is_cancelled()
         });
         if let Some((_, status)) = fresh {
             return status.clone();
         }
         let dependencies = join_all(self.probes.iter().map(|probe| check(probe.as_ref()))).await;
-        let stopping = self.stop.is_cancelled();
+        let all_up = dependencies
+            .iter()
+            .all(|dependency| dependency.status == UP);
+        let status = match (self.stop.is_cancelled(), all_up) {
+            (true, _) => DRAINING,
+            (false, true) => READY,
+            (false, false) => "unready",
+        };
         let status = Status {
-            ready: !stopping && dependencies.iter().all(|d| d.ready),
-            stopping,
+            status,
             dependencies,
         };
         *last = Some((Instant::now(), status.clone()));
@@ -88,10 +102,10 @@ async fn check(probe: &dyn Probe) -> DependencyStatus {
         }
         Err(_) => Some(format!("no answer within {} s", PATIENCE.as_secs())),
     };
-    let latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let latency_ms = (started.elapsed().as_secs_f64() * 1e5).round() / 100.0;
     DependencyStatus {
         name: probe.name(),
-        ready: detail.is_none(),
+        status: if detail.is_none() { UP } else { "down" },
         latency_ms,
         detail,
     }
@@ -127,7 +141,7 @@ mod tests {
             Default::default(),
         );
         let status = readiness.status().await;
-        assert!(!status.ready);
+        assert!(!status.is_ready());
         assert_eq!(
             status.dependencies[1].detail.as_deref(),
             Some("scylla is not available")
@@ -139,8 +153,8 @@ mod tests {
     async fn stopping_is_not_ready() {
         let stop = tokio_util::sync::CancellationToken::new();
         let readiness = Readiness::new(vec![Arc::new(Fixed(Ok(())))], stop.clone());
-        assert!(readiness.status().await.ready);
+        assert!(readiness.status().await.is_ready());
         stop.cancel();
-        assert!(!readiness.status().await.ready);
+        assert!(!readiness.status().await.is_ready());
     }
 }

@@ -20,7 +20,7 @@ use carillon_adapters::embedded;
 use carillon_domain::{
     Clock, DeviceId, Error, ErrorCode, MessageId, Result, RoomId, Sequence, Timestamp, UserId,
     account::Identity,
-    ports::{JobHandler, JobOutcome, PushTargetStore},
+    ports::{JobHandler, JobOutcome},
     push::{PushJob, PushProvider, PushTarget},
     services::{NewPushTarget, NotificationService},
 };

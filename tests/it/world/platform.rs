@@ -21,7 +21,7 @@ pub const QUICK: &str = "
     limits: {authPerMinute: 100000, requestsPerMinute: 1000000, messagesPerSecond: 100000}
   auth:
     devMode: true
-    argon2: {memoryKib: 1024, iterations: 1, parallelism: 1}
+    argon2: {memoryKib: 8192, iterations: 1, parallelism: 1}
 ";
 
 /// `carillon up` on a directory of its own.

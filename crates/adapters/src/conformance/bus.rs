@@ -51,7 +51,8 @@ impl Receiver {
 
     async fn item(&mut self) -> BusItem {
         let next = tokio::time::timeout(PATIENCE, self.items.next()).await;
-        next.expect("something arrives").expect("the stream goes on")
+        next.expect("something arrives")
+            .expect("the stream goes on")
     }
 
     /// The next message; nothing may be lost here.
@@ -112,7 +113,11 @@ pub async fn any_bytes_arrive(bus: &dyn Bus) {
     }
     for payload in &payloads {
         let (_, received) = receiver.message().await;
-        assert!(received == payload, "{} bytes arrive as they were", payload.len());
+        assert!(
+            received == payload,
+            "{} bytes arrive as they were",
+            payload.len()
+        );
     }
 }
 
@@ -139,7 +144,10 @@ pub async fn every_receiver_gets_its_topics_only(bus: &dyn Bus) {
     bus.publish(second, number(2)).await.unwrap();
     // Each receiver's own topic comes first or second: across topics there is no order.
     bus.publish(third, number(3)).await.unwrap();
-    for (receiver, own) in [(&mut one, (first, number(1))), (&mut two, (second, number(2)))] {
+    for (receiver, own) in [
+        (&mut one, (first, number(1))),
+        (&mut two, (second, number(2))),
+    ] {
         let mut received = [receiver.message().await, receiver.message().await];
         received.sort();
         let mut expected = [own, (third, number(3))];
@@ -157,7 +165,10 @@ pub async fn every_receiver_gets_its_topics_only(bus: &dyn Bus) {
 pub async fn subscribing_twice_delivers_once(bus: &dyn Bus) {
     let topic = room_topic();
     let mut receiver = Receiver::following(bus, &[topic, topic]).await;
-    let (again, once_more) = (receiver.subscriptions.clone(), receiver.subscriptions.clone());
+    let (again, once_more) = (
+        receiver.subscriptions.clone(),
+        receiver.subscriptions.clone(),
+    );
     let (first, second) = tokio::join!(again.subscribe(topic), once_more.subscribe(topic));
     first.unwrap();
     second.unwrap();
@@ -180,7 +191,11 @@ pub async fn an_unsubscribed_topic_is_silent(bus: &dyn Bus) {
     receiver.subscriptions.unsubscribe(topic).await.unwrap();
     bus.publish(topic, number(2)).await.unwrap();
     bus.publish(other, number(3)).await.unwrap();
-    assert_eq!(receiver.message().await, (other, number(3)), "other topics go on");
+    assert_eq!(
+        receiver.message().await,
+        (other, number(3)),
+        "other topics go on"
+    );
     receiver.subscriptions.subscribe(topic).await.unwrap();
     bus.publish(topic, number(4)).await.unwrap();
     assert_eq!(receiver.message().await, (topic, number(4)));
@@ -232,7 +247,10 @@ pub async fn a_slow_receiver_is_told_what_it_lost(bus: &dyn Bus) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     let (mut last, mut lost) = (0, false);
     while last <= COUNT {
-        assert!(tokio::time::Instant::now() < deadline, "the receiver goes on after a loss");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the receiver goes on after a loss"
+        );
         match tokio::time::timeout(Duration::from_millis(500), slow.items.next()).await {
             Ok(Some(BusItem::Message { payload, .. })) => {
                 let n = u32::from_be_bytes(payload[..].try_into().unwrap());

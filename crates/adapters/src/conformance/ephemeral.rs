@@ -62,7 +62,10 @@ pub async fn a_value_is_replaced_with_its_end(store: &dyn Ephemeral) {
         store.get(&shorter).await.unwrap().is_none()
     })
     .await;
-    assert_eq!(store.get(&longer).await.unwrap().as_deref(), Some(&b"second"[..]));
+    assert_eq!(
+        store.get(&longer).await.unwrap().as_deref(),
+        Some(&b"second"[..])
+    );
 }
 
 /// AUTH-03: a value ends, and not at once.
@@ -70,9 +73,15 @@ pub async fn a_value_ends(store: &dyn Ephemeral) {
     let key = key("ends");
     let began = std::time::Instant::now();
     store.put(&key, b"x", SHORT).await.unwrap();
-    eventually("the value ends", || async { store.get(&key).await.unwrap().is_none() }).await;
+    eventually("the value ends", || async {
+        store.get(&key).await.unwrap().is_none()
+    })
+    .await;
     // Clocks of milliseconds may cut one.
-    assert!(began.elapsed() + Duration::from_millis(5) >= SHORT, "not before its time");
+    assert!(
+        began.elapsed() + Duration::from_millis(5) >= SHORT,
+        "not before its time"
+    );
     assert_eq!(store.take(&key).await.unwrap(), None);
 }
 
@@ -80,7 +89,10 @@ pub async fn a_value_ends(store: &dyn Ephemeral) {
 pub async fn a_value_is_taken_once(store: &dyn Ephemeral) {
     let key = key("taken");
     store.put(&key, b"code", LONG).await.unwrap();
-    assert_eq!(store.take(&key).await.unwrap().as_deref(), Some(&b"code"[..]));
+    assert_eq!(
+        store.take(&key).await.unwrap().as_deref(),
+        Some(&b"code"[..])
+    );
     assert_eq!(store.take(&key).await.unwrap(), None);
     assert_eq!(store.get(&key).await.unwrap(), None);
 }
@@ -148,7 +160,10 @@ pub async fn a_count_ends_after_its_first_increment(store: &dyn Ephemeral) {
     };
     let ended = tokio::time::timeout(PATIENCE, wait).await;
     assert!(ended.is_ok(), "the count begins again");
-    assert!(began.elapsed() + Duration::from_millis(5) >= SHORT, "not before the window is over");
+    assert!(
+        began.elapsed() + Duration::from_millis(5) >= SHORT,
+        "not before the window is over"
+    );
 }
 
 /// NOTIF-02: of several callers one claims, until it is given back.
@@ -181,7 +196,10 @@ pub async fn a_claim_ends(store: &dyn Ephemeral) {
     let key = key("claim");
     assert!(store.claim(&key, SHORT).await.unwrap());
     assert!(!store.claim(&key, LONG).await.unwrap());
-    eventually("the claim ends", || async { store.claim(&key, LONG).await.unwrap() }).await;
+    eventually("the claim ends", || async {
+        store.claim(&key, LONG).await.unwrap()
+    })
+    .await;
 }
 
 /// AUTH-12: removing is for values, counts and claims, and for what isn't there.

@@ -36,7 +36,11 @@ fn at(seconds: u64) -> Timestamp {
 }
 
 fn lease(user: UserId, device: DeviceId, state: PresenceState) -> Lease {
-    Lease { user, device, state }
+    Lease {
+        user,
+        device,
+        state,
+    }
 }
 
 /// The only answer, without the time.
@@ -86,7 +90,10 @@ pub async fn the_highest_lease_counts(store: &dyn PresenceStore) {
         (laptop, Away, None),
         (phone, Away, Some(Away)),
     ] {
-        let changes = store.renew(&[lease(user, device, state)], START, TTL).await.unwrap();
+        let changes = store
+            .renew(&[lease(user, device, state)], START, TTL)
+            .await
+            .unwrap();
         assert_eq!(state_of(&changes, user), told, "{state:?}");
     }
     assert_eq!(get(store, user, START).await.state, Away);
@@ -101,17 +108,30 @@ pub async fn only_changes_are_answered(store: &dyn PresenceStore) {
     for second in 1..5 {
         assert_eq!(store.renew(&[online], at(second), TTL).await.unwrap(), []);
     }
-    assert!(get(store, user, at(5)).await.last_seen >= Some(at(4)), "seen when last renewed");
+    assert!(
+        get(store, user, at(5)).await.last_seen >= Some(at(4)),
+        "seen when last renewed"
+    );
 }
 
 /// PRES-01: several leases of a batch are of several devices; the last one of a device stands.
 pub async fn a_device_has_one_lease(store: &dyn PresenceStore) {
     let (user, device) = (UserId::new(), DeviceId::new());
-    store.renew(&[lease(user, device, Online)], START, TTL).await.unwrap();
-    let changes = store.renew(&[lease(user, device, Away)], START, TTL).await.unwrap();
+    store
+        .renew(&[lease(user, device, Online)], START, TTL)
+        .await
+        .unwrap();
+    let changes = store
+        .renew(&[lease(user, device, Away)], START, TTL)
+        .await
+        .unwrap();
     assert_eq!(state_of(&changes, user), Some(Away));
     let change = store.release(user, device, START).await.unwrap();
-    assert_eq!(change.map(|change| change.state), Some(Offline), "there was one lease");
+    assert_eq!(
+        change.map(|change| change.state),
+        Some(Offline),
+        "there was one lease"
+    );
 }
 
 /// PRES-01: a person goes offline with the last device, at once, and was seen then.
@@ -130,19 +150,38 @@ pub async fn the_last_release_makes_offline(store: &dyn PresenceStore) {
     };
     assert_eq!(change, Some(offline));
     assert_eq!(get(store, user, at(3)).await, offline);
-    assert_eq!(store.release(user, phone, at(4)).await.unwrap(), None, "released already");
+    assert_eq!(
+        store.release(user, phone, at(4)).await.unwrap(),
+        None,
+        "released already"
+    );
     let stranger = store.release(UserId::new(), DeviceId::new(), at(4)).await;
     assert_eq!(stranger.unwrap(), None);
-    assert_eq!(expire_all(store, at(1_000)).await.iter().find(|change| change.user == user), None);
-    let changes = store.renew(&[lease(user, phone, Online)], at(5), TTL).await.unwrap();
+    assert_eq!(
+        expire_all(store, at(1_000))
+            .await
+            .iter()
+            .find(|change| change.user == user),
+        None
+    );
+    let changes = store
+        .renew(&[lease(user, phone, Online)], at(5), TTL)
+        .await
+        .unwrap();
     assert_eq!(state_of(&changes, user), Some(Online), "and comes back");
 }
 
 /// PRES-01: a crashed gateway's people are read as offline as soon as their leases end, told or not.
 pub async fn an_ended_lease_does_not_count(store: &dyn PresenceStore) {
     let (user, phone, laptop) = (UserId::new(), DeviceId::new(), DeviceId::new());
-    store.renew(&[lease(user, phone, Online)], at(0), TTL).await.unwrap();
-    store.renew(&[lease(user, laptop, Away)], at(30), TTL).await.unwrap();
+    store
+        .renew(&[lease(user, phone, Online)], at(0), TTL)
+        .await
+        .unwrap();
+    store
+        .renew(&[lease(user, laptop, Away)], at(30), TTL)
+        .await
+        .unwrap();
     assert_eq!(get(store, user, at(59)).await.state, Online);
     assert_eq!(get(store, user, at(61)).await.state, Away);
     assert_eq!(get(store, user, at(91)).await.state, Offline);
@@ -151,16 +190,31 @@ pub async fn an_ended_lease_does_not_count(store: &dyn PresenceStore) {
 /// PRES-01: each change that comes of ending leases is answered, once.
 pub async fn expiring_answers_each_change_once(store: &dyn PresenceStore) {
     let (user, phone, laptop) = (UserId::new(), DeviceId::new(), DeviceId::new());
-    store.renew(&[lease(user, phone, Online)], at(0), TTL).await.unwrap();
-    store.renew(&[lease(user, laptop, Away)], at(30), TTL).await.unwrap();
-    for (now, told) in [(59, None), (61, Some(Away)), (62, None), (91, Some(Offline)), (92, None)] {
+    store
+        .renew(&[lease(user, phone, Online)], at(0), TTL)
+        .await
+        .unwrap();
+    store
+        .renew(&[lease(user, laptop, Away)], at(30), TTL)
+        .await
+        .unwrap();
+    for (now, told) in [
+        (59, None),
+        (61, Some(Away)),
+        (62, None),
+        (91, Some(Offline)),
+        (92, None),
+    ] {
         let changes = expire_all(store, at(now)).await;
         assert_eq!(state_of(&changes, user), told, "at {now} s");
     }
     let presence = get(store, user, at(92)).await;
     assert_eq!(presence.state, Offline);
     let seen = presence.last_seen.unwrap();
-    assert!((at(30)..=at(90)).contains(&seen), "seen at the last renewal or the lease's end");
+    assert!(
+        (at(30)..=at(90)).contains(&seen),
+        "seen at the last renewal or the lease's end"
+    );
 }
 
 /// PRES-01: a limit bounds one call, and loses nothing.
@@ -191,7 +245,10 @@ pub async fn a_renewed_lease_does_not_expire(store: &dyn PresenceStore) {
     let (user, device) = (UserId::new(), DeviceId::new());
     for round in 0..5 {
         let now = at(20_000 + round * 40);
-        let changes = store.renew(&[lease(user, device, Online)], now, TTL).await.unwrap();
+        let changes = store
+            .renew(&[lease(user, device, Online)], now, TTL)
+            .await
+            .unwrap();
         let told = (round == 0).then_some(Online);
         assert_eq!(state_of(&changes, user), told);
         let changes = expire_all(store, now.plus(Duration::from_secs(39))).await;
@@ -206,7 +263,13 @@ pub async fn many_people_are_renewed_and_read_at_once(store: &dyn PresenceStore)
         .iter()
         .enumerate()
         .filter(|(n, _)| n % 4 != 0)
-        .map(|(n, user)| lease(*user, DeviceId::new(), if n % 4 == 1 { Away } else { Online }))
+        .map(|(n, user)| {
+            lease(
+                *user,
+                DeviceId::new(),
+                if n % 4 == 1 { Away } else { Online },
+            )
+        })
         .collect();
     let changes = store.renew(&leases, at(30_000), TTL).await.unwrap();
     assert_eq!(changes.len(), leases.len());
@@ -214,7 +277,11 @@ pub async fn many_people_are_renewed_and_read_at_once(store: &dyn PresenceStore)
     assert_eq!(read.len(), users.len());
     for (n, (presence, user)) in read.iter().zip(&users).enumerate() {
         let state = [Offline, Away, Online, Online][n % 4];
-        assert_eq!((presence.user, presence.state), (*user, state), "person {n}");
+        assert_eq!(
+            (presence.user, presence.state),
+            (*user, state),
+            "person {n}"
+        );
     }
 }
 

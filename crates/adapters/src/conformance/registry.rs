@@ -36,7 +36,10 @@ pub async fn announced_replicas_are_live_in_order(registry: &dyn ReplicaRegistry
     let role = role();
     assert_eq!(registry.live(&role).await.unwrap(), []);
     for name in ["message-b", "message-c", "message-a", "message-10"] {
-        registry.announce(&role, &replica(name), LONG).await.unwrap();
+        registry
+            .announce(&role, &replica(name), LONG)
+            .await
+            .unwrap();
     }
     let expected = ["message-10", "message-a", "message-b", "message-c"].map(replica);
     assert_eq!(registry.live(&role).await.unwrap(), expected);
@@ -65,7 +68,10 @@ pub async fn a_withdrawn_replica_is_gone_at_once(registry: &dyn ReplicaRegistry)
     registry.announce(&role, &replica("a"), LONG).await.unwrap();
     registry.announce(&role, &replica("b"), LONG).await.unwrap();
     for name in ["a", "a", "never"] {
-        registry.withdraw(&role, &ReplicaId(name.into())).await.unwrap();
+        registry
+            .withdraw(&role, &ReplicaId(name.into()))
+            .await
+            .unwrap();
     }
     assert_eq!(registry.live(&role).await.unwrap(), [replica("b")]);
 }
@@ -75,9 +81,18 @@ pub async fn a_silent_replica_ends_and_a_renewed_one_stays(registry: &dyn Replic
     let role = role();
     let short = Duration::from_millis(500);
     let began = std::time::Instant::now();
-    registry.announce(&role, &replica("silent"), short).await.unwrap();
-    registry.announce(&role, &replica("renewed"), short).await.unwrap();
-    registry.announce(&role, &replica("renewed"), LONG).await.unwrap();
+    registry
+        .announce(&role, &replica("silent"), short)
+        .await
+        .unwrap();
+    registry
+        .announce(&role, &replica("renewed"), short)
+        .await
+        .unwrap();
+    registry
+        .announce(&role, &replica("renewed"), LONG)
+        .await
+        .unwrap();
     let wait = async {
         while registry.live(&role).await.unwrap() != [replica("renewed")] {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -86,5 +101,8 @@ pub async fn a_silent_replica_ends_and_a_renewed_one_stays(registry: &dyn Replic
     let ended = tokio::time::timeout(PATIENCE, wait).await;
     assert!(ended.is_ok(), "the silent one ends, the renewed one stays");
     // Clocks of milliseconds may cut one.
-    assert!(began.elapsed() + Duration::from_millis(5) >= short, "not before its time");
+    assert!(
+        began.elapsed() + Duration::from_millis(5) >= short,
+        "not before its time"
+    );
 }

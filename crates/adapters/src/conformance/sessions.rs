@@ -97,7 +97,10 @@ pub async fn sessions_of_others_are_apart(store: &dyn SessionStore) {
     let other = session(UserId::new(), one.device, 2);
     store.put(&other).await.unwrap();
     assert_eq!(store.get(one.user, one.device).await.unwrap(), Some(one));
-    assert_eq!(store.get(other.user, other.device).await.unwrap(), Some(other));
+    assert_eq!(
+        store.get(other.user, other.device).await.unwrap(),
+        Some(other)
+    );
 }
 
 /// AUTH-06: a removed session is answered once and gone.
@@ -166,7 +169,10 @@ pub async fn a_session_outlives_one_that_ended(store: &dyn SessionStore) {
         store.get(short.user, short.device).await.unwrap().is_none()
     })
     .await;
-    assert_eq!(store.get(long.user, long.device).await.unwrap(), Some(long.clone()));
+    assert_eq!(
+        store.get(long.user, long.device).await.unwrap(),
+        Some(long.clone())
+    );
     assert_eq!(store.list(long.user).await.unwrap(), [long]);
 }
 
@@ -180,7 +186,10 @@ pub async fn the_right_hash_rotates(store: &dyn SessionStore) {
         next.client.ip = Some(format!("192.0.2.{hash}"));
         let rotation = store.rotate(&[current; 32], &next).await.unwrap();
         assert_eq!(rotation, Rotation::Rotated);
-        assert_eq!(store.get(first.user, first.device).await.unwrap(), Some(next));
+        assert_eq!(
+            store.get(first.user, first.device).await.unwrap(),
+            Some(next)
+        );
         current = hash;
     }
 }
@@ -192,21 +201,32 @@ pub async fn an_old_hash_is_reuse(store: &dyn SessionStore) {
     let second = session(first.user, first.device, 2);
     store.rotate(&[1; 32], &second).await.unwrap();
     for old in [1, 9] {
-        let rotation = store.rotate(&[old; 32], &session(first.user, first.device, 3)).await;
+        let rotation = store
+            .rotate(&[old; 32], &session(first.user, first.device, 3))
+            .await;
         assert_eq!(rotation.unwrap(), Rotation::Reused);
     }
-    assert_eq!(store.get(first.user, first.device).await.unwrap(), Some(second));
+    assert_eq!(
+        store.get(first.user, first.device).await.unwrap(),
+        Some(second)
+    );
 }
 
 /// AUTH-05: without a session nothing is rotated, and none comes to be.
 pub async fn an_unknown_session_does_not_rotate(store: &dyn SessionStore) {
     let next = fresh(2);
-    assert_eq!(store.rotate(&[1; 32], &next).await.unwrap(), Rotation::Unknown);
+    assert_eq!(
+        store.rotate(&[1; 32], &next).await.unwrap(),
+        Rotation::Unknown
+    );
     assert_eq!(store.get(next.user, next.device).await.unwrap(), None);
     store.put(&next).await.unwrap();
     store.remove(next.user, next.device).await.unwrap();
     let again = session(next.user, next.device, 3);
-    assert_eq!(store.rotate(&[2; 32], &again).await.unwrap(), Rotation::Unknown);
+    assert_eq!(
+        store.rotate(&[2; 32], &again).await.unwrap(),
+        Rotation::Unknown
+    );
 }
 
 /// AUTH-05: of concurrent uses of one refresh token, one gets new tokens.
@@ -229,7 +249,10 @@ pub async fn one_of_concurrent_rotations_wins(store: Arc<dyn SessionStore>) {
         }
         assert_eq!(winners.len(), 1, "exactly one rotates");
         let stored = store.get(first.user, first.device).await.unwrap().unwrap();
-        assert_eq!(stored.refresh_hash, [winners[0]; 32], "and its hash is stored");
+        assert_eq!(
+            stored.refresh_hash, [winners[0]; 32],
+            "and its hash is stored"
+        );
     }
 }
 
@@ -238,15 +261,30 @@ pub async fn a_revoked_token_is_refused_until_its_end(store: &dyn SessionStore) 
     let (revoked, other, short) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
     let now = SystemClock.now();
     assert!(!store.is_revoked(revoked).await.unwrap());
-    store.revoke_token(revoked, now.plus(Duration::from_secs(600))).await.unwrap();
-    store.revoke_token(revoked, now.plus(Duration::from_secs(600))).await.unwrap();
-    store.revoke_token(short, now.plus(Duration::from_millis(150))).await.unwrap();
-    store.revoke_token(Uuid::now_v7(), Timestamp(now.0 - 1000)).await.unwrap();
+    store
+        .revoke_token(revoked, now.plus(Duration::from_secs(600)))
+        .await
+        .unwrap();
+    store
+        .revoke_token(revoked, now.plus(Duration::from_secs(600)))
+        .await
+        .unwrap();
+    store
+        .revoke_token(short, now.plus(Duration::from_millis(150)))
+        .await
+        .unwrap();
+    store
+        .revoke_token(Uuid::now_v7(), Timestamp(now.0 - 1000))
+        .await
+        .unwrap();
     assert!(store.is_revoked(revoked).await.unwrap());
     assert!(!store.is_revoked(other).await.unwrap());
     eventually("a revocation ends with its token", || async {
         !store.is_revoked(short).await.unwrap()
     })
     .await;
-    assert!(store.is_revoked(revoked).await.unwrap(), "the other one stays");
+    assert!(
+        store.is_revoked(revoked).await.unwrap(),
+        "the other one stays"
+    );
 }

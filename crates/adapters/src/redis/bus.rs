@@ -143,6 +143,8 @@ impl Subscriptions for Connection {
         if *self.topics.write().entry(topic).or_insert(Stage::Asked) == Stage::Done {
             return Ok(());
         }
+        // Never closed; a permit in any case.
+        let _turn = self.turns.acquire().await;
         let result = timed(
             "redis",
             "subscribe",

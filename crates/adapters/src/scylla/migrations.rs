@@ -11,6 +11,7 @@ use scylla::{
     client::session::Session,
     errors::{DbError, ExecutionError, RequestAttemptError},
     serialize::row::SerializeRow,
+    statement::unprepared::Statement,
     value::{CqlTimestamp, CqlValue, Row},
 };
 use sha2::{Digest, Sha256};
@@ -91,6 +92,10 @@ const MIGRATIONS: &[Migration] = &[Migration {
 
 /// How long a process may hold the right to migrate without renewing it: a crashed one blocks others no longer than this.
 const LOCK_SECONDS: i32 = 60;
+/// How long one change of the schema may take: shorter than the lock.
+const SCHEMA_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long to try to make the keyspace and the tables that migrations need themselves.
+const GROUND_PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait for another process that migrates.
 const LOCK_PATIENCE: Duration = Duration::from_secs(180);
 /// How often to look whether it is done.
@@ -105,8 +110,7 @@ pub async fn migrate(
     replication: &Replication,
 ) -> Result<Vec<Applied>> {
     check_keyspace_name(keyspace)?;
-    make_keyspace(session, keyspace, replication).await?;
-    make_own_tables(session, keyspace).await?;
+    make_ground(session, keyspace, replication).await?;
     let schema = Schema { session, keyspace };
     let holder = Uuid::new_v4();
     schema.lock(holder).await?;
@@ -180,8 +184,8 @@ async fn make_keyspace(session: &Session, keyspace: &str, replication: &Replicat
         .any(|node| node.sharder().is_some());
     if scylla {
         let on_vnodes = format!("{create} AND tablets = {{'enabled': false}}");
-        match session.query_unpaged(on_vnodes, ()).await {
-            Ok(_) => return agree(session).await,
+        match change_schema(session, on_vnodes).await {
+            Ok(()) => return agree(session).await,
             Err(ExecutionError::LastAttemptError(RequestAttemptError::DbError(
                 DbError::SyntaxError | DbError::Invalid | DbError::ConfigError,
                 _,
@@ -189,7 +193,7 @@ async fn make_keyspace(session: &Session, keyspace: &str, replication: &Replicat
             Err(error) => return Err(failed(error)),
         }
     }
-    session.query_unpaged(create, ()).await.map_err(failed)?;
+    change_schema(session, create).await.map_err(failed)?;
     agree(session).await
 }
 
@@ -206,11 +210,41 @@ async fn make_own_tables(session: &Session, keyspace: &str) -> Result<()> {
         let known = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = ?";
         if query(session, known, (keyspace, table)).await?.is_empty() {
             let create = format!("CREATE TABLE IF NOT EXISTS {keyspace}.{table} ({columns})");
-            session.query_unpaged(create, ()).await.map_err(failed)?;
+            change_schema(session, create).await.map_err(failed)?;
             agree(session).await?;
         }
+        // While another process makes a table, it is listed before it can be used.
+        let read = format!("SELECT * FROM {keyspace}.{table} LIMIT 1");
+        session.query_unpaged(read, ()).await.map_err(failed)?;
     }
     Ok(())
+}
+
+/// Another process may be making the keyspace and the tables at the same moment: then it only has to be tried again.
+async fn make_ground(session: &Session, keyspace: &str, replication: &Replication) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + GROUND_PATIENCE;
+    loop {
+        let made = async {
+            make_keyspace(session, keyspace, replication).await?;
+            make_own_tables(session, keyspace).await
+        };
+        match made.await {
+            Err(error) if tokio::time::Instant::now() < deadline => {
+                tracing::debug!(
+                    cause = error.cause_chain(),
+                    "the keyspace can't be used yet"
+                );
+                tokio::time::sleep(LOCK_POLL).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn change_schema(session: &Session, cql: String) -> Result<(), ExecutionError> {
+    let mut statement = Statement::new(cql);
+    statement.set_request_timeout(Some(SCHEMA_TIMEOUT));
+    session.query_unpaged(statement, ()).await.map(drop)
 }
 
 async fn agree(session: &Session) -> Result<()> {
@@ -276,7 +310,7 @@ impl Schema<'_> {
             for statement in migration.statements {
                 self.renew(holder).await?;
                 let cql = statement.replace("{}", self.keyspace);
-                self.session.query_unpaged(cql, ()).await.map_err(failed)?;
+                change_schema(self.session, cql).await.map_err(failed)?;
             }
             agree(self.session).await?;
             self.record(migration).await?;
@@ -448,7 +482,7 @@ mod tests {
         }
     }
 
-    const FIRST: &str = "";
+    const FIRST: &str = "dded3d04f393b399b58e438ff621a128afa55bf3fdb8a8e7a7ba44a3845caf1b";
 
     #[test]
     fn every_statement_may_run_twice() {

@@ -24,9 +24,19 @@ use super::{PATIENCE, guarded, proxy::Proxy, server, unique};
 const VARIABLE: &str = "CARILLON_TEST_RABBITMQ";
 
 async fn delete_queues(url: &str, prefix: &str) {
-    let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+    let connection = Connection::connect(url, ConnectionProperties::default())
+        .await
+        .unwrap();
     let channel = connection.create_channel().await.unwrap();
-    for name in ["", ".dead", ".retry.1s", ".retry.5s", ".retry.30s", ".retry.120s", ".retry.600s"] {
+    for name in [
+        "",
+        ".dead",
+        ".retry.1s",
+        ".retry.5s",
+        ".retry.30s",
+        ".retry.120s",
+        ".retry.600s",
+    ] {
         let queue = format!("{prefix}.push{name}");
         channel
             .queue_delete(queue.into(), QueueDeleteOptions::default())
@@ -112,7 +122,9 @@ async fn rabbitmq_survives_cuts() {
             for _ in 0..10 {
                 let job = job();
                 let publish = async { while stores.push_queue.publish(&job).await.is_err() {} };
-                tokio::time::timeout(PATIENCE, publish).await.expect("publishing works again");
+                tokio::time::timeout(PATIENCE, publish)
+                    .await
+                    .expect("publishing works again");
                 waiting.insert(job.id);
             }
             let all = async {
@@ -120,7 +132,9 @@ async fn rabbitmq_survives_cuts() {
                     waiting.remove(&handled.recv().await.unwrap().id);
                 }
             };
-            tokio::time::timeout(PATIENCE, all).await.expect("what was confirmed is handled");
+            tokio::time::timeout(PATIENCE, all)
+                .await
+                .expect("what was confirmed is handled");
         }
         stop.send(()).unwrap();
         consuming.await.unwrap().unwrap();
@@ -143,7 +157,9 @@ async fn rabbitmq_puts_unreadable_jobs_aside() {
     let body = {
         let (url, prefix) = (url.clone(), prefix.clone());
         async move {
-            let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
+            let connection = Connection::connect(&url, ConnectionProperties::default())
+                .await
+                .unwrap();
             let channel = connection.create_channel().await.unwrap();
             let queue = format!("{prefix}.push");
             channel
@@ -176,7 +192,9 @@ async fn rabbitmq_puts_unreadable_jobs_aside() {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             };
-            tokio::time::timeout(PATIENCE, aside).await.expect("the unreadable one is put aside");
+            tokio::time::timeout(PATIENCE, aside)
+                .await
+                .expect("the unreadable one is put aside");
             stop.send(()).unwrap();
             consuming.await.unwrap().unwrap();
         }
@@ -201,7 +219,9 @@ async fn rabbitmq_notices_a_missing_queue() {
     assert_eq!(error.code, ErrorCode::Unavailable);
     let body = async move {
         let publish = async { while stores.push_queue.publish(&job()).await.is_err() {} };
-        tokio::time::timeout(PATIENCE, publish).await.expect("the queue is declared again");
+        tokio::time::timeout(PATIENCE, publish)
+            .await
+            .expect("the queue is declared again");
         assert_eq!(stores.push_queue.depth().await.unwrap(), (1, 0));
     };
     guarded(body, delete_queues(&url, &prefix)).await;
@@ -214,11 +234,17 @@ async fn rabbitmq_refuses_queues_made_otherwise() {
         return;
     };
     let prefix = unique("test-");
-    let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
+    let connection = Connection::connect(&url, ConnectionProperties::default())
+        .await
+        .unwrap();
     let channel = connection.create_channel().await.unwrap();
     let queue = format!("{prefix}.push");
     channel
-        .queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), FieldTable::default())
+        .queue_declare(
+            queue.as_str().into(),
+            QueueDeclareOptions::durable(),
+            FieldTable::default(),
+        )
         .await
         .unwrap();
     let options = RabbitOptions {
@@ -238,13 +264,20 @@ async fn rabbitmq_refuses_queues_made_otherwise() {
 /// Promise 8: a broker that isn't there is named, without the password.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreachable_rabbitmq_is_named() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let options = RabbitOptions::new(format!("amqp://user:secret@{nobody}/%2f"));
     let Err(error) = connect(&options).await else {
         panic!("nobody listens there")
     };
     assert_eq!(error.code, ErrorCode::Unavailable);
-    assert!(error.detail.contains(&nobody.to_string()), "{}", error.detail);
+    assert!(
+        error.detail.contains(&nobody.to_string()),
+        "{}",
+        error.detail
+    );
     assert!(!format!("{error} {error:?} {options:?}").contains("secret"));
     let Err(error) = connect(&RabbitOptions::new("no url")).await else {
         panic!("that is no URL")

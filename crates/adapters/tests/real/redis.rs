@@ -35,7 +35,9 @@ where
 }
 
 async fn remove_keys(url: &str, prefix: &str) {
-    let client = Builder::from_config(Config::from_url(url).unwrap()).build().unwrap();
+    let client = Builder::from_config(Config::from_url(url).unwrap())
+        .build()
+        .unwrap();
     client.init().await.unwrap();
     let pattern = format!("{prefix}*");
     let keys: Vec<Key> = if client.is_clustered() {
@@ -59,22 +61,34 @@ async fn remove_keys(url: &str, prefix: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_sessions() {
-    on_redis("redis_sessions", |stores| conformance::sessions::all(stores.sessions)).await;
+    on_redis("redis_sessions", |stores| {
+        conformance::sessions::all(stores.sessions)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_ephemeral() {
-    on_redis("redis_ephemeral", |stores| conformance::ephemeral::all(stores.ephemeral)).await;
+    on_redis("redis_ephemeral", |stores| {
+        conformance::ephemeral::all(stores.ephemeral)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_presence() {
-    on_redis("redis_presence", |stores| conformance::presence::all(stores.presence)).await;
+    on_redis("redis_presence", |stores| {
+        conformance::presence::all(stores.presence)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_registry() {
-    on_redis("redis_registry", |stores| conformance::registry::all(stores.registry)).await;
+    on_redis("redis_registry", |stores| {
+        conformance::registry::all(stores.registry)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,14 +117,23 @@ async fn redis_is_shared_by_processes() {
         url: url.clone(),
         prefix: prefix.clone(),
     };
-    let (one, two) = (connect(&options).await.unwrap(), connect(&options).await.unwrap());
+    let (one, two) = (
+        connect(&options).await.unwrap(),
+        connect(&options).await.unwrap(),
+    );
     let body = async move {
         let topic = Topic::of_room(RoomId::new());
         let (subscriptions, mut items) = one.bus.receiver().await.unwrap();
         subscriptions.subscribe(topic).await.unwrap();
-        two.bus.publish(topic, Bytes::from_static(b"x")).await.unwrap();
+        two.bus
+            .publish(topic, Bytes::from_static(b"x"))
+            .await
+            .unwrap();
         let payload = Bytes::from_static(b"x");
-        assert_eq!(items.next().await, Some(BusItem::Message { topic, payload }));
+        assert_eq!(
+            items.next().await,
+            Some(BusItem::Message { topic, payload })
+        );
         assert!(one.ephemeral.claim("job", PATIENCE).await.unwrap());
         assert!(!two.ephemeral.claim("job", PATIENCE).await.unwrap());
     };
@@ -133,7 +156,10 @@ async fn redis_bus_survives_a_cut() {
         url: behind_proxy,
         prefix,
     };
-    let (publisher, receiver) = (connect(&direct).await.unwrap(), connect(&through).await.unwrap());
+    let (publisher, receiver) = (
+        connect(&direct).await.unwrap(),
+        connect(&through).await.unwrap(),
+    );
     let topics: Vec<Topic> = (0..20).map(|_| Topic::of_room(RoomId::new())).collect();
     let (subscriptions, mut items) = receiver.bus.receiver().await.unwrap();
     for topic in &topics {
@@ -142,11 +168,17 @@ async fn redis_bus_survives_a_cut() {
     for round in 0u8..3 {
         proxy.cut();
         let lost = async { while items.next().await != Some(BusItem::Lost) {} };
-        tokio::time::timeout(PATIENCE, lost).await.expect("a loss is told");
+        tokio::time::timeout(PATIENCE, lost)
+            .await
+            .expect("a loss is told");
         // From the loss on, every topic is heard again.
         for topic in &topics {
             let payload = Bytes::copy_from_slice(&[round]);
-            publisher.bus.publish(*topic, payload.clone()).await.unwrap();
+            publisher
+                .bus
+                .publish(*topic, payload.clone())
+                .await
+                .unwrap();
             let expected = BusItem::Message {
                 topic: *topic,
                 payload,
@@ -165,10 +197,10 @@ async fn redis_bus_survives_a_cut() {
         }
     }
     // Commands work again, too.
-    let claimed = async {
-        while receiver.ephemeral.claim("after", PATIENCE).await.is_err() {}
-    };
-    tokio::time::timeout(PATIENCE, claimed).await.expect("commands work again");
+    let claimed = async { while receiver.ephemeral.claim("after", PATIENCE).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, claimed)
+        .await
+        .expect("commands work again");
 }
 
 /// Promise 8: a Redis that stalls makes requests fail soon, and work again when it goes on.
@@ -188,24 +220,45 @@ async fn a_stalled_redis_is_unavailable() {
     proxy.freeze();
     let began = std::time::Instant::now();
     let error = stores.ephemeral.increment("x", PATIENCE).await.unwrap_err();
-    assert_eq!(error.code, ErrorCode::Unavailable, "{}", error.cause_chain());
-    assert!(began.elapsed() < Duration::from_secs(8), "soon, not after {:?}", began.elapsed());
-    assert_eq!(stores.probe.check().await.unwrap_err().code, ErrorCode::Unavailable);
+    assert_eq!(
+        error.code,
+        ErrorCode::Unavailable,
+        "{}",
+        error.cause_chain()
+    );
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "soon, not after {:?}",
+        began.elapsed()
+    );
+    assert_eq!(
+        stores.probe.check().await.unwrap_err().code,
+        ErrorCode::Unavailable
+    );
     proxy.thaw();
     let healed = async { while stores.probe.check().await.is_err() {} };
-    tokio::time::timeout(PATIENCE, healed).await.expect("it heals by itself");
+    tokio::time::timeout(PATIENCE, healed)
+        .await
+        .expect("it heals by itself");
 }
 
 /// Promise 8: a server that isn't there is named, without the password.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreachable_redis_is_named() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let options = RedisOptions::new(format!("redis://user:secret@{nobody}"));
     let Err(error) = connect(&options).await else {
         panic!("nobody listens there")
     };
     assert_eq!(error.code, ErrorCode::Unavailable);
-    assert!(error.detail.contains(&nobody.to_string()), "{}", error.detail);
+    assert!(
+        error.detail.contains(&nobody.to_string()),
+        "{}",
+        error.detail
+    );
     assert!(!format!("{error} {error:?} {options:?}").contains("secret"));
     let Err(error) = connect(&RedisOptions::new("no url")).await else {
         panic!("that is no URL")

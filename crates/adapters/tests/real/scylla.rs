@@ -1,8 +1,13 @@
 //! ScyllaDB, or Cassandra in its place.
 
+use std::time::Duration;
+
 use carillon_adapters::{
     conformance::{self, room_log::Writer},
-    scylla::{Replication, ScyllaOptions, Stores, check_schema, connect, migrate, migrate_with, open_session},
+    scylla::{
+        Replication, ScyllaOptions, Stores, check_schema, connect, migrate, migrate_with,
+        open_session,
+    },
 };
 use carillon_domain::{
     ErrorCode, MessageId, RoomId, Sequence, UserId,
@@ -10,9 +15,9 @@ use carillon_domain::{
     ports::{Epoch, Fence},
     room::Role,
 };
-use scylla::{client::session::Session, value::CqlTimestamp};
+use scylla::{client::session::Session, statement::unprepared::Statement, value::CqlTimestamp};
 
-use super::{guarded, server, unique};
+use super::{PATIENCE, guarded, proxy::Proxy, server, unique};
 
 const VARIABLE: &str = "CARILLON_TEST_SCYLLA";
 
@@ -21,11 +26,13 @@ static SCHEMA: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 fn options(test: &str) -> Option<ScyllaOptions> {
     let contact_points = server(test, VARIABLE)?;
+    let contact_points: Vec<String> = contact_points.split(',').map(str::to_owned).collect();
     Some(ScyllaOptions {
-        contact_points: contact_points.split(',').map(str::to_owned).collect(),
+        // As many copies as there are nodes, so that quorums are put to the test where there can be any.
+        replication_factor: contact_points.len().min(3) as u8,
+        contact_points,
         datacenter: None,
         keyspace: unique("test_"),
-        replication_factor: 1,
         credentials: None,
     })
 }
@@ -33,8 +40,9 @@ fn options(test: &str) -> Option<ScyllaOptions> {
 async fn drop_keyspace(options: &ScyllaOptions) {
     let _one = SCHEMA.lock().await;
     let session = open_session(options).await.unwrap();
-    let cql = format!("DROP KEYSPACE IF EXISTS {}", options.keyspace);
-    session.query_unpaged(cql, ()).await.unwrap();
+    let mut drop = Statement::new(format!("DROP KEYSPACE IF EXISTS {}", options.keyspace));
+    drop.set_request_timeout(Some(PATIENCE));
+    session.query_unpaged(drop, ()).await.unwrap();
 }
 
 /// Runs a body on a keyspace of its own, with a session beside the stores for what no port can do.
@@ -51,33 +59,51 @@ where
     }
     let stores = connect(&options).await.unwrap();
     let session = open_session(&options).await.unwrap();
-    session.use_keyspace(&options.keyspace, false).await.unwrap();
+    session
+        .use_keyspace(&options.keyspace, false)
+        .await
+        .unwrap();
     guarded(body(stores, session), drop_keyspace(&options)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scylla_accounts() {
-    on_scylla("scylla_accounts", |stores, _| conformance::accounts::all(stores.accounts)).await;
+    on_scylla("scylla_accounts", |stores, _| {
+        conformance::accounts::all(stores.accounts)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scylla_rooms() {
-    on_scylla("scylla_rooms", |stores, _| conformance::rooms::all(stores.rooms, stores.log)).await;
+    on_scylla("scylla_rooms", |stores, _| {
+        conformance::rooms::all(stores.rooms, stores.log)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scylla_room_log() {
-    on_scylla("scylla_room_log", |stores, _| conformance::room_log::all(stores.log)).await;
+    on_scylla("scylla_room_log", |stores, _| {
+        conformance::room_log::all(stores.log)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scylla_push_targets() {
-    on_scylla("scylla_push_targets", |stores, _| conformance::push_targets::all(stores.push_targets)).await;
+    on_scylla("scylla_push_targets", |stores, _| {
+        conformance::push_targets::all(stores.push_targets)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scylla_media() {
-    on_scylla("scylla_media", |stores, _| conformance::media::all(stores.media_index)).await;
+    on_scylla("scylla_media", |stores, _| {
+        conformance::media::all(stores.media_index)
+    })
+    .await;
 }
 
 /// OPS-01: the probe works, and says `scylla`.
@@ -114,157 +140,205 @@ async fn write_index(session: &Session, event: &RoomEvent, epoch: Epoch) {
         panic!("not a message")
     };
     let (sequence, epoch) = (event.sequence.0 as i64, epoch.0 as i64);
-    let cql = "INSERT INTO sent (sender, client_message_id, room, seq, epoch) VALUES (?, ?, ?, ?, ?)";
-    let values = (event.actor.0, &draft.client_message_id.0, event.room.0, sequence, epoch);
+    let cql =
+        "INSERT INTO sent (sender, client_message_id, room, seq, epoch) VALUES (?, ?, ?, ?, ?)";
+    let values = (
+        event.actor.0,
+        &draft.client_message_id.0,
+        event.room.0,
+        sequence,
+        epoch,
+    );
     session.query_unpaged(cql, values).await.unwrap();
     let cql = "INSERT INTO message_index (id, room, seq) VALUES (?, ?, ?) USING TIMESTAMP ?";
-    session.query_unpaged(cql, (id.0, event.room.0, sequence, epoch)).await.unwrap();
+    session
+        .query_unpaged(cql, (id.0, event.room.0, sequence, epoch))
+        .await
+        .unwrap();
 }
 
 /// Promises 1 to 3: an owner is paused in the middle of an append, replaced, and goes on: none of its writes, whenever they
 /// arrive, is acknowledged, seen, or in the way of what the new owner wrote.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_owner_can_do_no_harm() {
-    on_scylla("a_paused_owner_can_do_no_harm", |stores, session| async move {
-        let log = &*stores.log;
-        let (room, ann) = (RoomId::new(), UserId::new());
-        let mut old = Writer::open(log, room).await;
-        let first = old.send(ann, "first").await;
-        let mut new = Writer::open(log, room).await;
-        // The client tried the same message again: the new owner stores it.
-        let retried = conformance::room_log::text("retried");
-        let stored = new.append(ann, retried.clone()).await;
-        // What the old owner had under way arrives now: the same message, and more after it.
-        let late = old.event(ann, retried);
-        let later = old.event(ann, conformance::room_log::text("later"));
-        for event in [&late, &later] {
-            write_row(&session, event, event.sequence, old.epoch).await;
-            write_index(&session, event, old.epoch).await;
-        }
-        let mut edit = old.event(ann, conformance::room_log::text(""));
-        edit.body = EventBody::Edited {
-            id: message_id(&first),
-            target: first.sequence,
-            content: "edited late".into(),
-        };
-        write_row(&session, &edit, edit.sequence, old.epoch).await;
-        write_row(&session, &edit, first.sequence, old.epoch).await;
-        let partition = carillon_domain::partition::Partition::of_room(room);
-        let refused = log.append(partition, old.epoch, &[late.clone(), later.clone()]).await;
-        assert_eq!(refused.unwrap_err().code, ErrorCode::NotOwner);
-        let refused = log.open(room, old.epoch).await;
-        assert_eq!(refused.unwrap_err().code, ErrorCode::NotOwner, "nor may it open rooms");
+    on_scylla(
+        "a_paused_owner_can_do_no_harm",
+        |stores, session| async move {
+            let log = &*stores.log;
+            let (room, ann) = (RoomId::new(), UserId::new());
+            let mut old = Writer::open(log, room).await;
+            let first = old.send(ann, "first").await;
+            let mut new = Writer::open(log, room).await;
+            // The client tried the same message again: the new owner stores it.
+            let retried = conformance::room_log::text("retried");
+            let stored = new.append(ann, retried.clone()).await;
+            // What the old owner had under way arrives now: the same message, and more after it.
+            let late = old.event(ann, retried);
+            let later = old.event(ann, conformance::room_log::text("later"));
+            for event in [&late, &later] {
+                write_row(&session, event, event.sequence, old.epoch).await;
+                write_index(&session, event, old.epoch).await;
+            }
+            let mut edit = old.event(ann, conformance::room_log::text(""));
+            edit.body = EventBody::Edited {
+                id: message_id(&first),
+                target: first.sequence,
+                content: "edited late".into(),
+            };
+            write_row(&session, &edit, edit.sequence, old.epoch).await;
+            write_row(&session, &edit, first.sequence, old.epoch).await;
+            let partition = carillon_domain::partition::Partition::of_room(room);
+            let refused = log
+                .append(partition, old.epoch, &[late.clone(), later.clone()])
+                .await;
+            assert_eq!(refused.unwrap_err().code, ErrorCode::NotOwner);
+            let refused = log.open(room, old.epoch).await;
+            assert_eq!(
+                refused.unwrap_err().code,
+                ErrorCode::NotOwner,
+                "nor may it open rooms"
+            );
 
-        let last = new.send(ann, "last").await;
-        let expected = vec![first, stored.clone(), last];
-        assert_eq!(new.history().await, expected);
-        let newest = Writer::open(log, room).await;
-        assert_eq!(newest.history().await, expected);
-        assert_eq!(newest.messages, 3);
-        let messages = log.messages(room, &newest.fences, Sequence(1), newest.head).await.unwrap();
-        assert!(messages.iter().all(|message| message.changes.is_empty()), "no late edit is seen");
-        // The index knows both places of the retried message; one of them holds it.
-        let EventBody::Message { id, draft } = &stored.body else {
-            unreachable!()
-        };
-        let found = log.find_sent(ann, &draft.client_message_id).await.unwrap();
-        assert!(found.contains(&(room, stored.sequence)), "{found:?}");
-        assert_eq!(log.find_message(*id).await.unwrap(), Some((room, stored.sequence)));
-        // An entry of a void event leads to an event that is another one, or to none.
-        let found = log.find_message(message_id(&later)).await.unwrap();
-        assert_eq!(found, Some((room, later.sequence)));
-        assert_ne!(expected.get(later.sequence.0 as usize - 1), Some(&later));
-    })
+            let last = new.send(ann, "last").await;
+            let expected = vec![first, stored.clone(), last];
+            assert_eq!(new.history().await, expected);
+            let newest = Writer::open(log, room).await;
+            assert_eq!(newest.history().await, expected);
+            assert_eq!(newest.messages, 3);
+            let messages = log
+                .messages(room, &newest.fences, Sequence(1), newest.head)
+                .await
+                .unwrap();
+            assert!(
+                messages.iter().all(|message| message.changes.is_empty()),
+                "no late edit is seen"
+            );
+            // The index knows both places of the retried message; one of them holds it.
+            let EventBody::Message { id, draft } = &stored.body else {
+                unreachable!()
+            };
+            let found = log.find_sent(ann, &draft.client_message_id).await.unwrap();
+            assert!(found.contains(&(room, stored.sequence)), "{found:?}");
+            assert_eq!(
+                log.find_message(*id).await.unwrap(),
+                Some((room, stored.sequence))
+            );
+            // An entry of a void event leads to an event that is another one, or to none.
+            let found = log.find_message(message_id(&later)).await.unwrap();
+            assert_eq!(found, Some((room, later.sequence)));
+            assert_ne!(expected.get(later.sequence.0 as usize - 1), Some(&later));
+        },
+    )
     .await;
 }
 
 /// Promises 1 and 3: what a crashed owner left half done is finished by the next one: index, overlays, members.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crashed_owner_is_tidied_up_after() {
-    on_scylla("a_crashed_owner_is_tidied_up_after", |stores, session| async move {
-        let log = &*stores.log;
-        let (room, ann, bob) = (RoomId::new(), UserId::new(), UserId::new());
-        let mut crashed = Writer::open(log, room).await;
-        let first = crashed.send(ann, "first").await;
-        let message = crashed.event(ann, conformance::room_log::text("half done"));
-        let edit = crashed.event(
-            ann,
-            EventBody::Edited {
-                id: message_id(&first),
-                target: first.sequence,
-                content: "edited".into(),
-            },
-        );
-        let joined = crashed.event(
-            ann,
-            EventBody::Joined {
-                user: bob,
-                role: Role::Member,
-            },
-        );
-        // Only the events' own rows were written; after a hole there is one more.
-        let hole = crashed.event(ann, conformance::room_log::text("never written"));
-        let beyond = crashed.event(ann, conformance::room_log::text("beyond"));
-        for event in [&message, &edit, &joined, &beyond] {
-            write_row(&session, event, event.sequence, crashed.epoch).await;
-        }
-        assert!(log.find_message(message_id(&message)).await.unwrap().is_none());
+    on_scylla(
+        "a_crashed_owner_is_tidied_up_after",
+        |stores, session| async move {
+            let log = &*stores.log;
+            let (room, ann, bob) = (RoomId::new(), UserId::new(), UserId::new());
+            let mut crashed = Writer::open(log, room).await;
+            let first = crashed.send(ann, "first").await;
+            let message = crashed.event(ann, conformance::room_log::text("half done"));
+            let edit = crashed.event(
+                ann,
+                EventBody::Edited {
+                    id: message_id(&first),
+                    target: first.sequence,
+                    content: "edited".into(),
+                },
+            );
+            let joined = crashed.event(
+                ann,
+                EventBody::Joined {
+                    user: bob,
+                    role: Role::Member,
+                },
+            );
+            // Only the events' own rows were written; after a hole there is one more.
+            let hole = crashed.event(ann, conformance::room_log::text("never written"));
+            let beyond = crashed.event(ann, conformance::room_log::text("beyond"));
+            for event in [&message, &edit, &joined, &beyond] {
+                write_row(&session, event, event.sequence, crashed.epoch).await;
+            }
+            assert!(
+                log.find_message(message_id(&message))
+                    .await
+                    .unwrap()
+                    .is_none()
+            );
 
-        let mut next = Writer::open(log, room).await;
-        let mut expected = vec![first, message.clone(), edit.clone(), joined.clone()];
-        assert_eq!(next.history().await, expected);
-        assert_eq!(next.messages, 2);
-        let found = log.find_message(message_id(&message)).await.unwrap();
-        assert_eq!(found, Some((room, message.sequence)));
-        let EventBody::Message { draft, .. } = &message.body else {
-            unreachable!()
-        };
-        let found = log.find_sent(ann, &draft.client_message_id).await.unwrap();
-        assert_eq!(found, [(room, message.sequence)]);
-        let messages = log.messages(room, &next.fences, Sequence(1), next.head).await.unwrap();
-        assert_eq!(messages[0].changes, [edit]);
-        let member = stores.rooms.member(room, bob).await.unwrap().unwrap();
-        assert_eq!((member.since, member.joined_at), (joined.sequence, joined.time));
-        assert_eq!(stores.rooms.rooms_of(bob, None, 10).await.unwrap(), [room]);
-        // The place of the hole is taken anew; what lay beyond it stays void.
-        expected.push(next.send(ann, "after").await);
-        expected.push(next.send(ann, "and after").await);
-        assert_ne!(expected[4], hole);
-        let newest = Writer::open(log, room).await;
-        assert_eq!(newest.history().await, expected);
-    })
+            let mut next = Writer::open(log, room).await;
+            let mut expected = vec![first, message.clone(), edit.clone(), joined.clone()];
+            assert_eq!(next.history().await, expected);
+            assert_eq!(next.messages, 2);
+            let found = log.find_message(message_id(&message)).await.unwrap();
+            assert_eq!(found, Some((room, message.sequence)));
+            let EventBody::Message { draft, .. } = &message.body else {
+                unreachable!()
+            };
+            let found = log.find_sent(ann, &draft.client_message_id).await.unwrap();
+            assert_eq!(found, [(room, message.sequence)]);
+            let messages = log
+                .messages(room, &next.fences, Sequence(1), next.head)
+                .await
+                .unwrap();
+            assert_eq!(messages[0].changes, [edit]);
+            let member = stores.rooms.member(room, bob).await.unwrap().unwrap();
+            assert_eq!(
+                (member.since, member.joined_at),
+                (joined.sequence, joined.time)
+            );
+            assert_eq!(stores.rooms.rooms_of(bob, None, 10).await.unwrap(), [room]);
+            // The place of the hole is taken anew; what lay beyond it stays void.
+            expected.push(next.send(ann, "after").await);
+            expected.push(next.send(ann, "and after").await);
+            assert_ne!(expected[4], hole);
+            let newest = Writer::open(log, room).await;
+            assert_eq!(newest.history().await, expected);
+        },
+    )
     .await;
 }
 
 /// Promise 2: opening a room again under one epoch moves no fence, and a quiet room keeps one fence.
 #[tokio::test(flavor = "multi_thread")]
 async fn fences_stay_few_and_where_they_are() {
-    on_scylla("fences_stay_few_and_where_they_are", |stores, session| async move {
-        let log = &*stores.log;
-        let (room, ann) = (RoomId::new(), UserId::new());
-        let mut old = Writer::open(log, room).await;
-        old.send(ann, "one").await;
-        let mut owner = Writer::open(log, room).await;
-        owner.send(ann, "two").await;
-        let late = old.event(ann, conformance::room_log::text("late"));
-        let again = log.open(room, owner.epoch).await.unwrap();
-        assert_eq!(again.fences, owner.fences);
-        assert_eq!(again.head, owner.head);
-        write_row(&session, &late, late.sequence, old.epoch).await;
-        let again = log.open(room, owner.epoch).await.unwrap();
-        let events = log.events(room, &again.fences, Sequence(1), again.head).await.unwrap();
-        assert_eq!(events.len(), 2);
-        assert_ne!(events[1], late);
-        for _ in 0..5 {
-            let quiet = Writer::open(log, room).await;
-            let last = Fence {
-                epoch: quiet.epoch,
-                first: quiet.head.next(),
-            };
-            assert_eq!(quiet.fences.len(), 3, "{:?}", quiet.fences);
-            assert_eq!(quiet.fences.last(), Some(&last));
-        }
-    })
+    on_scylla(
+        "fences_stay_few_and_where_they_are",
+        |stores, session| async move {
+            let log = &*stores.log;
+            let (room, ann) = (RoomId::new(), UserId::new());
+            let mut old = Writer::open(log, room).await;
+            old.send(ann, "one").await;
+            let mut owner = Writer::open(log, room).await;
+            owner.send(ann, "two").await;
+            let late = old.event(ann, conformance::room_log::text("late"));
+            let again = log.open(room, owner.epoch).await.unwrap();
+            assert_eq!(again.fences, owner.fences);
+            assert_eq!(again.head, owner.head);
+            write_row(&session, &late, late.sequence, old.epoch).await;
+            let again = log.open(room, owner.epoch).await.unwrap();
+            let events = log
+                .events(room, &again.fences, Sequence(1), again.head)
+                .await
+                .unwrap();
+            assert_eq!(events.len(), 2);
+            assert_ne!(events[1], late);
+            for _ in 0..5 {
+                let quiet = Writer::open(log, room).await;
+                let last = Fence {
+                    epoch: quiet.epoch,
+                    first: quiet.head.next(),
+                };
+                assert_eq!(quiet.fences.len(), 3, "{:?}", quiet.fences);
+                assert_eq!(quiet.fences.last(), Some(&last));
+            }
+        },
+    )
     .await;
 }
 
@@ -273,6 +347,77 @@ fn message_id(event: &RoomEvent) -> MessageId {
         EventBody::Message { id, .. } => *id,
         _ => panic!("not a message"),
     }
+}
+
+/// Promises 1 and 8: while the database stalls, appends fail soon; afterwards, without a new connection by hand, a new owner finds
+/// everything that was acknowledged, and whatever it finds stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stalled_scylla_is_unavailable() {
+    let test = "a_stalled_scylla_is_unavailable";
+    let Some(options) = options(test) else {
+        return;
+    };
+    let [node] = options.contact_points.as_slice() else {
+        println!(
+            "CARILLON-SKIPPED {test}: it stalls the way to a single node, and there are several"
+        );
+        return;
+    };
+    let proxy = Proxy::start(node.clone()).await;
+    let through = ScyllaOptions {
+        contact_points: vec![proxy.address().to_string()],
+        ..options.clone()
+    };
+    {
+        let _one = SCHEMA.lock().await;
+        migrate_with(&options).await.unwrap();
+    }
+    let stores = connect(&through).await.unwrap();
+    let body = async move {
+        let log = &*stores.log;
+        let (room, ann) = (RoomId::new(), UserId::new());
+        let mut owner = Writer::open(log, room).await;
+        let mut acknowledged = Vec::new();
+        for n in 0..5 {
+            acknowledged.push(owner.send(ann, &n.to_string()).await);
+        }
+        proxy.freeze();
+        let unknown = owner.event(ann, conformance::room_log::text("unknown"));
+        let began = std::time::Instant::now();
+        let error = owner.try_append(&[unknown]).await.unwrap_err();
+        assert_eq!(
+            error.code,
+            ErrorCode::Unavailable,
+            "{}",
+            error.cause_chain()
+        );
+        assert!(
+            began.elapsed() < Duration::from_secs(15),
+            "soon, not after {:?}",
+            began.elapsed()
+        );
+        assert_eq!(
+            stores.probe.check().await.unwrap_err().code,
+            ErrorCode::Unavailable
+        );
+        proxy.thaw();
+        let healed = async { while stores.probe.check().await.is_err() {} };
+        tokio::time::timeout(PATIENCE, healed)
+            .await
+            .expect("it heals by itself");
+        let mut next = Writer::open(log, room).await;
+        let found = next.history().await;
+        assert_eq!(found[..5], acknowledged);
+        assert!(
+            found.len() <= 6,
+            "one more at most: its outcome was unknown"
+        );
+        next.send(ann, "after").await;
+        let newest = Writer::open(log, room).await.history().await;
+        assert_eq!(newest[..found.len()], found);
+        assert_eq!(newest.len(), found.len() + 1);
+    };
+    guarded(body, drop_keyspace(&options)).await;
 }
 
 // === accounts ===
@@ -325,7 +470,11 @@ async fn migrations_run_once() {
         let options = options.clone();
         async move {
             let error = check_schema(&session, &keyspace).await.unwrap_err();
-            assert_eq!(error.code, ErrorCode::FailedPrecondition, "there is no keyspace yet");
+            assert_eq!(
+                error.code,
+                ErrorCode::FailedPrecondition,
+                "there is no keyspace yet"
+            );
             let Err(error) = connect(&options).await else {
                 panic!("there is no schema yet")
             };
@@ -345,7 +494,9 @@ async fn migrations_run_once() {
             assert_eq!(versions, once, "each migration was applied by one of them");
             assert!(!versions.is_empty());
             check_schema(&session, &keyspace).await.unwrap();
-            let datacenter = session.get_cluster_state().get_nodes_info()[0].datacenter.clone();
+            let datacenter = session.get_cluster_state().get_nodes_info()[0]
+                .datacenter
+                .clone();
             let replication = Replication {
                 datacenter: datacenter.unwrap(),
                 factor: 1,
@@ -366,7 +517,11 @@ async fn migrations_run_once() {
             );
             session.query_unpaged(cql, ()).await.unwrap();
             let error = check_schema(&session, &keyspace).await.unwrap_err();
-            assert!(error.detail.contains("other statements"), "{}", error.detail);
+            assert!(
+                error.detail.contains("other statements"),
+                "{}",
+                error.detail
+            );
         }
     };
     guarded(body, drop_keyspace(&options)).await;
@@ -375,7 +530,10 @@ async fn migrations_run_once() {
 /// Promise 8: servers that aren't there are named; so is a data centre that doesn't exist.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreachable_scylla_is_named() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let unreachable = ScyllaOptions {
         contact_points: vec![nobody.to_string()],
         datacenter: None,
@@ -387,7 +545,11 @@ async fn an_unreachable_scylla_is_named() {
         panic!("nobody listens there")
     };
     assert_eq!(error.code, ErrorCode::Unavailable);
-    assert!(error.detail.contains(&nobody.to_string()), "{}", error.detail);
+    assert!(
+        error.detail.contains(&nobody.to_string()),
+        "{}",
+        error.detail
+    );
     assert!(!format!("{error} {error:?} {unreachable:?}").contains("secret"));
     let Some(mut options) = options("an_unreachable_scylla_is_named") else {
         return;

@@ -144,9 +144,6 @@ fn field_of(path: &str, text: &str) -> String {
 }
 
 fn without_quoted_input(text: &str) -> String {
-    if let Some((_, expected)) = text.split_once(", expected ") {
-        return format!("expected {expected}");
-    }
     if text.starts_with("missing field") {
         return "is required".to_owned();
     }
@@ -156,7 +153,13 @@ fn without_quoted_input(text: &str) -> String {
     if text.starts_with("UUID parsing failed") {
         return "expected a UUID".to_owned();
     }
-    "is not valid".to_owned()
+    match text.split_once(", expected ") {
+        Some((_, "u64" | "usize")) => "expected a whole number, at least 0".to_owned(),
+        Some((_, expected)) => format!("expected {expected}"),
+        // Parsers of numbers in query strings speak of digits.
+        None if text.contains("digit") => "expected a whole number, at least 0".to_owned(),
+        None => "is not valid".to_owned(),
+    }
 }
 
 /// A query string, parsed like JSON bodies are.

@@ -123,7 +123,9 @@ async fn level(
     let rooms = inner.rooms_of(room);
     let mut at = from;
     loop {
-        match rooms.attach(room, socket, at) {
+        let r = rooms.attach(room, socket, at);
+        #[cfg(test)] eprintln!("level {} at {at} {r:?}", socket.id());
+        match r {
             Attach::Attached | Attach::Refused => return,
             Attach::Ahead(last) => {
                 // Does the log know what the client claims to have seen?

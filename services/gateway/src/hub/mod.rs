@@ -148,8 +148,12 @@ impl Hub {
         self.0.subscribe(vec![user_topic]).await?;
 
         let listed = self.0.messages.room_ids(identity.user).await?;
-        let rooms = connection.socket.finish_listing(listed).now;
-        let holds = self.0.open(rooms).await?;
+        let listing = connection.socket.finish_listing(listed);
+        if listing.again {
+            let inner = self.0.clone();
+            tokio::spawn(async move { inner.recheck_user(identity.user).await });
+        }
+        let holds = self.0.open(listing.now).await?;
         for &room in holds.rooms() {
             let Some(last) = self.0.rooms_of(room).last(room) else {
                 continue;
@@ -414,6 +418,8 @@ impl Inner {
         start: BTreeMap<RoomId, Sequence>,
         holds: rooms::Holds,
     ) {
+        #[cfg(test)]
+        for (&room, &at) in &start { eprintln!("follow {} at {at} {}", socket.id(), self.rooms_of(room).debug(room)); }
         let behind: Vec<(RoomId, Sequence)> = start
             .into_iter()
             .filter(|&(room, at)| {
@@ -492,48 +498,65 @@ impl Inner {
 
     /// Compares a user's rooms and sessions with what the stores say: signals to the user may have been lost.
     async fn recheck_user(self: &Arc<Self>, user: UserId) {
-        let sockets = self.sockets_of(user);
-        let Some(identity) = sockets.first().map(|socket| socket.identity()) else {
-            return;
-        };
-        for socket in &sockets {
-            socket.begin_listing();
-        }
-        match self.messages.room_ids(user).await {
-            Ok(listed) => {
-                for socket in &sockets {
-                    let changes = socket.finish_listing(listed.clone());
-                    for room in changes.removed {
-                        self.rooms_of(room).detach(room, socket.id());
-                    }
-                    for room in changes.added {
-                        tokio::spawn(catch_up::added(
-                            self.clone(),
-                            user,
-                            room,
-                            vec![socket.clone()],
-                        ));
+        loop {
+            let sockets = self.sockets_of(user);
+            let Some(identity) = sockets.first().map(|socket| socket.identity()) else {
+                return;
+            };
+            let again = self.recheck_rooms(user, &sockets).await;
+            match self.auth.sessions(&identity).await {
+                Ok(sessions) => {
+                    for socket in &sockets {
+                        let device = socket.identity().device;
+                        if !sessions.iter().any(|session| session.device == device) {
+                            socket.close(CloseCode::SessionRevoked);
+                        }
                     }
                 }
+                Err(error) => tracing::warn!(%error, "could not compare a user's sessions"),
             }
+            if !again {
+                return;
+            }
+        }
+    }
+
+    /// The part about rooms; whether it must be done again.
+    async fn recheck_rooms(self: &Arc<Self>, user: UserId, sockets: &[Arc<Socket>]) -> bool {
+        let listing: Vec<&Arc<Socket>> = sockets
+            .iter()
+            .filter(|socket| socket.begin_listing())
+            .collect();
+        if listing.is_empty() {
+            return false;
+        }
+        let listed = match self.messages.room_ids(user).await {
+            Ok(listed) => listed,
             Err(error) => {
                 tracing::warn!(%error, "could not compare a user's rooms");
-                for socket in &sockets {
+                for socket in listing {
                     socket.abandon_listing();
                 }
+                return false;
+            }
+        };
+        let mut again = false;
+        for socket in listing {
+            let changes = socket.finish_listing(listed.clone());
+            again |= changes.again;
+            for room in changes.removed {
+                self.rooms_of(room).detach(room, socket.id());
+            }
+            for room in changes.added {
+                tokio::spawn(catch_up::added(
+                    self.clone(),
+                    user,
+                    room,
+                    vec![socket.clone()],
+                ));
             }
         }
-        match self.auth.sessions(&identity).await {
-            Ok(sessions) => {
-                for socket in &sockets {
-                    let device = socket.identity().device;
-                    if !sessions.iter().any(|session| session.device == device) {
-                        socket.close(CloseCode::SessionRevoked);
-                    }
-                }
-            }
-            Err(error) => tracing::warn!(%error, "could not compare a user's sessions"),
-        }
+        again
     }
 
     // === gaps ===

@@ -241,6 +241,14 @@ impl RoomTable {
         Some(seen)
     }
 
+    #[cfg(test)]
+    pub fn debug(&self, room: RoomId) -> String {
+        match self.0.lock().get(&room) {
+            None => "gone".into(),
+            Some(r) => format!("live {} last {} known {} pulling {} holds {} followers {:?}", r.state == State::Live, r.last, r.known, r.pulling, r.holds, r.followers.iter().map(|(i, f)| (*i, f.after)).collect::<Vec<_>>()),
+        }
+    }
+
     /// Rooms that are followed.
     pub fn live(&self) -> Vec<RoomId> {
         let rooms = self.0.lock();

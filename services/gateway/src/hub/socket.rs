@@ -77,12 +77,21 @@ pub struct Socket {
     rooms: Mutex<Rooms>,
 }
 
-#[derive(Default)]
 struct Rooms {
     /// Ascending.
     wanted: Vec<RoomId>,
-    /// While the user's rooms are being listed: what was removed meanwhile, since the list may be older than that.
-    removed_meanwhile: Option<HashSet<RoomId>>,
+    /// The first listing is not finished: rooms are noted, not followed.
+    connecting: bool,
+    /// While the user's rooms are being listed: what changed meanwhile, since the list may be older than that.
+    meanwhile: Option<Meanwhile>,
+}
+
+#[derive(Default)]
+struct Meanwhile {
+    added: HashSet<RoomId>,
+    removed: HashSet<RoomId>,
+    /// Somebody else wanted a listing too, maybe because of something later than this one.
+    again: bool,
 }
 
 /// What a listing changed.
@@ -91,6 +100,8 @@ pub struct Listing {
     pub now: Vec<RoomId>,
     pub added: Vec<RoomId>,
     pub removed: Vec<RoomId>,
+    /// Another listing was asked for meanwhile.
+    pub again: bool,
 }
 
 impl Socket {
@@ -108,7 +119,8 @@ impl Socket {
             drained: Notify::new(),
             rooms: Mutex::new(Rooms {
                 wanted: Vec::new(),
-                removed_meanwhile: Some(HashSet::new()),
+                connecting: true,
+                meanwhile: Some(Meanwhile::default()),
             }),
         }
     }
@@ -256,11 +268,15 @@ impl Socket {
         self.rooms.lock().wanted.binary_search(&room).is_ok()
     }
 
-    /// False if it was wanted already.
+    /// True if it is new and must be followed now; false if it was wanted already, or will be followed when connecting is done.
     pub fn want(&self, room: RoomId) -> bool {
         let mut rooms = self.rooms.lock();
-        if let Some(removed) = &mut rooms.removed_meanwhile {
-            removed.remove(&room);
+        if let Some(meanwhile) = &mut rooms.meanwhile {
+            meanwhile.removed.remove(&room);
+            meanwhile.added.insert(room);
+        }
+        if rooms.connecting {
+            return false;
         }
         match rooms.wanted.binary_search(&room) {
             Ok(_) => false,
@@ -273,8 +289,9 @@ impl Socket {
 
     pub fn want_not(&self, room: RoomId) {
         let mut rooms = self.rooms.lock();
-        if let Some(removed) = &mut rooms.removed_meanwhile {
-            removed.insert(room);
+        if let Some(meanwhile) = &mut rooms.meanwhile {
+            meanwhile.added.remove(&room);
+            meanwhile.removed.insert(room);
         }
         if let Ok(place) = rooms.wanted.binary_search(&room) {
             rooms.wanted.remove(place);
@@ -286,34 +303,39 @@ impl Socket {
         std::mem::take(&mut self.rooms.lock().wanted)
     }
 
-    /// The user's rooms are about to be listed.
-    pub fn begin_listing(&self) {
-        self.rooms
-            .lock()
-            .removed_meanwhile
-            .get_or_insert_with(HashSet::new);
+    /// The user's rooms are about to be listed. False if they are being listed already: then that listing says `again`.
+    pub fn begin_listing(&self) -> bool {
+        let mut rooms = self.rooms.lock();
+        if let Some(meanwhile) = &mut rooms.meanwhile {
+            meanwhile.again = true;
+            return false;
+        }
+        rooms.meanwhile = Some(Meanwhile::default());
+        true
     }
 
     pub fn abandon_listing(&self) {
-        self.rooms.lock().removed_meanwhile = None;
+        self.rooms.lock().meanwhile = None;
     }
 
-    /// Takes over the list, except for what was removed since it began.
+    /// Takes over the list, except for what changed since it began.
     pub fn finish_listing(&self, listed: Vec<RoomId>) -> Listing {
         let mut rooms = self.rooms.lock();
-        let removed_meanwhile = rooms.removed_meanwhile.take().unwrap_or_default();
-        let listed: HashSet<RoomId> = listed
+        rooms.connecting = false;
+        let meanwhile = rooms.meanwhile.take().unwrap_or_default();
+        let mut next: HashSet<RoomId> = listed
             .into_iter()
-            .filter(|room| !removed_meanwhile.contains(room))
+            .filter(|room| !meanwhile.removed.contains(room))
             .collect();
+        next.extend(meanwhile.added);
         let before: HashSet<RoomId> = rooms.wanted.iter().copied().collect();
-        let mut now: Vec<RoomId> = listed.iter().copied().collect();
+        let mut now: Vec<RoomId> = next.iter().copied().collect();
         now.sort_unstable();
         rooms.wanted = now.clone();
-        rooms.wanted.shrink_to_fit();
         Listing {
-            added: listed.difference(&before).copied().collect(),
-            removed: before.difference(&listed).copied().collect(),
+            added: next.difference(&before).copied().collect(),
+            removed: before.difference(&next).copied().collect(),
+            again: meanwhile.again,
             now,
         }
     }

@@ -634,7 +634,7 @@ async fn a_bad_bus_never_shows() {
             let connection = connection.as_ref().unwrap();
             while places[who] < total {
                 places[who] += 1;
-                let frame = next(connection.socket()).await;
+                let frame = match tokio::time::timeout(Duration::from_secs(2), next(connection.socket())).await { Ok(f) => f, Err(_) => panic!("seed {seed} who {who} place {} total {total} dbg {}", places[who], format!("{} id {} wants {} closed {:?}", hub.0.rooms_of(room).debug(room), connection.socket().id(), connection.socket().wants(room), connection.socket().close_code())) };
                 assert_eq!(sequence(&frame), places[who], "seed {seed}");
             }
         }
