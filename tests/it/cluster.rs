@@ -113,7 +113,7 @@ spec:
   auth: {{replicas: 1, devMode: true, argon2: {{memoryKib: 8192, iterations: 1, parallelism: 1}}}}
   message: {{replicas: 2}}
   presence: {{replicas: 1}}
-  media: {{replicas: 1, store: {{directory: {{emptyDir: {{}}}}}}}}
+  media: {{replicas: 1, store: {{directory: {{ephemeral: true}}}}}}
   notification: {{replicas: 1}}
   scylla: {{external: {{contactPoints: [{scylla:?}], datacenter: datacenter1, keyspace: {keyspace}, replicationFactor: 1}}}}
   redis: {{external: {{url: {redis:?}}}}}

@@ -100,7 +100,7 @@ fn the_table_of_architecture_is_true() -> Result<()> {
 fn each_driver_has_one_owner() -> Result<()> {
     let owners = [
         ("kube", "carillon-operator"),
-        ("tonic-prost", "carillon-rpc"),
+        ("tonic", "carillon-rpc"),
         ("axum", "carillon-gateway"),
         ("scylla", "carillon-adapters"),
         ("fred", "carillon-adapters"),
@@ -109,7 +109,6 @@ fn each_driver_has_one_owner() -> Result<()> {
         ("object_store", "carillon-adapters"),
         ("jsonwebtoken", "carillon-auth"),
         ("argon2", "carillon-auth"),
-        ("prometheus", "carillon-telemetry"),
         ("opentelemetry", "carillon-telemetry"),
     ];
     let found = dependencies()?;

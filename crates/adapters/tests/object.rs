@@ -85,8 +85,11 @@ async fn an_unusable_bucket_is_unavailable() {
         let blobs = object::s3(&options).unwrap();
         let error = blobs.check().await.unwrap_err();
         assert_eq!(error.code, ErrorCode::Unavailable, "{options:?}");
-        let put = blobs.put(MediaId::new(), "x".into()).await;
-        assert!(put.is_err(), "{options:?}");
+        // The test's server makes a bucket for whoever writes to it; others refuse.
+        if options.bucket == BUCKET {
+            let put = blobs.put(MediaId::new(), "x".into()).await;
+            assert_eq!(put.unwrap_err().code, ErrorCode::Unavailable, "{options:?}");
+        }
         assert!(!format!("{options:?} {error}").contains("another"));
     }
 }

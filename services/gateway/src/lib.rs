@@ -18,6 +18,8 @@ mod serve;
 mod socket;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod usecases;
 mod wire;
 

@@ -143,10 +143,6 @@ impl Town {
         self.logs.lock().get_mut(&room).unwrap().first_available = first;
     }
 
-    pub fn head(&self, room: RoomId) -> u64 {
-        self.logs.lock()[&room].events.len() as u64
-    }
-
     fn page(&self, room: RoomId, after: Sequence, limit: usize) -> Result<EventPage> {
         let logs = self.logs.lock();
         let log = logs.get(&room).ok_or_else(|| Error::not_found("room"))?;

@@ -238,13 +238,13 @@ impl RealCluster {
             "apiVersion: carillon.chat/v1alpha1\nkind: ChatCluster\nmetadata: {{name: {name}}}\nspec:{spec}
   scylla: {{external: {{contactPoints: [{scylla:?}], datacenter: datacenter1, keyspace: {name}, replicationFactor: 1}}}}
   redis: {{external: {{url: {redis:?}}}}}
-  rabbitmq: {{external: {{url: {rabbitmq:?}}}}}
+  rabbitmq: {{external: {{secretName: rabbit}}}}
+  media: {{store: {{directory: {{ephemeral: true}}}}, replicas: 1}}
 ",
             name = self.name,
             spec = options.spec,
             scylla = servers.scylla,
             redis = servers.redis,
-            rabbitmq = servers.rabbitmq,
         );
         let cluster = carillon_crds::parse_chat_cluster(&yaml)
             .map_err(|error| anyhow::anyhow!("{error}\n{yaml}"))?;
@@ -261,6 +261,10 @@ impl RealCluster {
         fs::write(keys.join("jwt.pem"), &signing.pem)?;
         fs::write(keys.join("jwks.json"), &signing.jwks)?;
         fs::write(keys.join("token"), "0123456789abcdef0123456789abcdef")?;
+        if let carillon_crds::config::StoresConfig::External(stores) = &mut config.stores {
+            stores.rabbitmq.url = Some(servers.rabbitmq.clone());
+            stores.rabbitmq.credentials_dir = None;
+        }
         if let (Some(secrets), Some(web_push)) =
             (&options.secrets, &mut config.notification.web_push)
         {

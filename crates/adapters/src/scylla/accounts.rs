@@ -80,7 +80,7 @@ impl Accounts {
                 .prepare_once("DELETE FROM account_names WHERE kind = ? AND name = ? IF user = ?")
                 .await?,
             claimed_by: database
-                .prepare("SELECT user FROM account_names WHERE kind = ? AND name = ?")
+                .prepare("SELECT user, claimed_at FROM account_names WHERE kind = ? AND name = ?")
                 .await?,
             store: database
                 .prepare_once("INSERT INTO users (id, username, display_name, created_at, email, phone, password_hash) VALUES (?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS")
@@ -144,32 +144,26 @@ impl Accounts {
     async fn claim(&self, name: Name<'_>, user: UserId) -> Result<Claim> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            let now = SystemClock.now();
-            let values = (name.kind, name.text, user.0, cql_time(now));
-            let row = match self
-                .database
-                .conditional("claim_name", &self.claim, values)
-                .await?
-            {
-                Conditional::Applied => return Ok(Claim::Ours),
-                Conditional::Refused(row) => row,
+            // A plain read first: of many that want one name, only those that find it free compete for it.
+            let Some((other, claimed_at)) = self.claim_of(name).await? else {
+                let now = cql_time(SystemClock.now());
+                let values = (name.kind, name.text, user.0, now);
+                self.database
+                    .conditional("claim_name", &self.claim, values)
+                    .await?;
+                continue;
             };
-            let (Some(CqlValue::Uuid(other)), Some(CqlValue::Timestamp(claimed_at))) =
-                (column(&row, "user"), column(&row, "claimed_at"))
-            else {
-                return Err(Error::defect("a claim of a name has no user or time"));
-            };
-            if *other == user.0 {
+            if other == user.0 {
                 return Ok(Claim::Ours);
             }
-            if self.by_id(*other).await?.is_some() {
+            if self.by_id(other).await?.is_some() {
                 return Ok(Claim::Taken);
             }
-            if now.since(Timestamp(claimed_at.0)) >= STALE_CLAIM {
-                if self.take_over(name, *other, user).await? {
-                    return Ok(Claim::Ours);
-                }
-            } else if tokio::time::Instant::now() >= deadline {
+            if SystemClock.now().since(claimed_at) >= STALE_CLAIM {
+                self.take_over(name, other, user).await?;
+                continue;
+            }
+            if tokio::time::Instant::now() >= deadline {
                 return Err(Error::new(
                     ErrorCode::Unavailable,
                     "another account with this name is being created, try again",
@@ -179,21 +173,28 @@ impl Accounts {
         }
     }
 
-    /// Takes a claim from a creation that crashed; false when it didn't.
-    async fn take_over(&self, name: Name<'_>, crashed: Uuid, user: UserId) -> Result<bool> {
+    async fn claim_of(&self, name: Name<'_>) -> Result<Option<(Uuid, Timestamp)>> {
+        let row = self
+            .database
+            .row::<(Uuid, CqlTimestamp)>("claim_of_name", &self.claimed_by, (name.kind, name.text))
+            .await?;
+        Ok(row.map(|(user, claimed_at)| (user, Timestamp(claimed_at.0))))
+    }
+
+    /// Takes a claim from a creation that crashed, unless it finishes in this moment.
+    async fn take_over(&self, name: Name<'_>, crashed: Uuid, user: UserId) -> Result<()> {
         self.database
             .conditional("give_up_user", &self.give_up, (crashed,))
             .await?;
         if self.by_id(crashed).await?.is_some() {
-            return Ok(false);
+            return Ok(());
         }
         let now = cql_time(SystemClock.now());
         let values = (user.0, now, name.kind, name.text, crashed);
-        let outcome = self
-            .database
+        self.database
             .conditional("take_over_name", &self.take_over, values)
-            .await?;
-        Ok(matches!(outcome, Conditional::Applied))
+            .await
+            .map(drop)
     }
 
     /// Gives claims back. A failure only means that the names are free a little later.
@@ -221,10 +222,10 @@ impl Accounts {
     async fn by_name(&self, kind: &str, name: &str) -> Result<Option<Account>> {
         let claimed = self
             .database
-            .row::<(Uuid,)>("user_by_name", &self.claimed_by, (kind, name))
+            .row::<(Uuid, CqlTimestamp)>("user_by_name", &self.claimed_by, (kind, name))
             .await?;
         match claimed {
-            Some((id,)) => self.by_id(id).await,
+            Some((id, _)) => self.by_id(id).await,
             None => Ok(None),
         }
     }
@@ -273,15 +274,19 @@ impl AccountStore for Accounts {
     }
 
     async fn replace_password_hash(&self, user: UserId, old: &str, new: &str) -> Result<bool> {
+        let values = (new, user.0, old);
         let outcome = self
             .database
-            .conditional(
-                "replace_password_hash",
-                &self.replace_hash,
-                (new, user.0, old),
-            )
+            .conditional("replace_password_hash", &self.replace_hash, values)
             .await?;
-        Ok(matches!(outcome, Conditional::Applied))
+        Ok(match outcome {
+            Conditional::Applied => true,
+            // Hashes are salted: nobody else stores this one.
+            Conditional::Refused(row) => {
+                old != new
+                    && matches!(column(&row, "password_hash"), Some(CqlValue::Text(stored)) if stored == new)
+            }
+        })
     }
 }
 

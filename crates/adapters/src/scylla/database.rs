@@ -1,6 +1,9 @@
 //! A session with what every store needs of it: statements, pages, conditional writes, errors.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use carillon_domain::{Error, Result, Timestamp};
 use futures::{StreamExt, TryStreamExt, future::BoxFuture, stream};
@@ -9,10 +12,11 @@ use scylla::{
     deserialize::row::DeserializeRow,
     errors::{
         DbError, ExecutionError, NextPageError, NextRowError, PagerExecutionError, PrepareError,
-        RequestAttemptError,
+        RequestAttemptError, WriteType,
     },
+    response::query_result::QueryResult,
     serialize::row::SerializeRow,
-    statement::prepared::PreparedStatement,
+    statement::{Consistency, prepared::PreparedStatement},
     value::{CqlTimestamp, CqlValue, Row},
 };
 
@@ -22,6 +26,8 @@ use crate::observe::timed;
 
 /// Rows per page: bounds what one answer can hold.
 const PAGE: i32 = 500;
+/// How long a conditional write goes on against others on its row.
+const CONTENTION_PATIENCE: Duration = Duration::from_secs(5);
 /// Statements of one operation that are under way at once.
 const CONCURRENCY: usize = 64;
 
@@ -150,44 +156,71 @@ impl Database {
     }
 
     /// Runs a conditional write. After an error its outcome is unknown.
+    ///
+    /// Writers that compete for a row push each other aside, and one of them may time out without knowing what came of it: then
+    /// it is tried again. So it may be refused because an earlier try of the same call was applied: callers look whether the row
+    /// that is there is what they wanted to write.
     pub(super) async fn conditional(
         &self,
         operation: &'static str,
         statement: &PreparedStatement,
         values: impl SerializeRow,
     ) -> Result<Conditional> {
-        let rows = timed(
-            "scylla",
-            operation,
-            self.session.execute_unpaged(statement, values),
-        )
-        .await
-        .map_err(failed)?
-        .into_rows_result()
-        .map_err(Error::internal)?;
-        // Cassandra answers a success with `[applied]` alone, ScyllaDB with the row before too: only names can be relied on.
-        let names: Vec<String> = rows
-            .column_specs()
-            .iter()
-            .map(|column| column.name().to_owned())
-            .collect();
-        let row = rows.first_row::<Row>().map_err(Error::internal)?;
-        let mut columns = Vec::new();
-        let mut applied = None;
-        for (name, value) in names.into_iter().zip(row.columns) {
-            match value {
-                Some(CqlValue::Boolean(value)) if name == "[applied]" => applied = Some(value),
-                Some(value) => columns.push((name, value)),
-                None => {}
+        timed("scylla", operation, async {
+            let deadline = Instant::now() + CONTENTION_PATIENCE;
+            loop {
+                match self.session.execute_unpaged(statement, &values).await {
+                    Ok(answer) => return read_conditional(answer),
+                    Err(error) if is_contention(&error) && Instant::now() < deadline => {
+                        let pause = rand::random_range(10..=200);
+                        tokio::time::sleep(Duration::from_millis(pause)).await;
+                    }
+                    Err(error) => return Err(failed(error)),
+                }
             }
+        })
+        .await
+    }
+}
+
+fn read_conditional(answer: QueryResult) -> Result<Conditional> {
+    let rows = answer.into_rows_result().map_err(Error::internal)?;
+    // Cassandra answers a success with `[applied]` alone, ScyllaDB with the row before too: only names can be relied on.
+    let names: Vec<String> = rows
+        .column_specs()
+        .iter()
+        .map(|column| column.name().to_owned())
+        .collect();
+    let row = rows.first_row::<Row>().map_err(Error::internal)?;
+    let mut columns = Vec::new();
+    let mut applied = None;
+    for (name, value) in names.into_iter().zip(row.columns) {
+        match value {
+            Some(CqlValue::Boolean(value)) if name == "[applied]" => applied = Some(value),
+            Some(value) => columns.push((name, value)),
+            None => {}
         }
-        match applied {
-            Some(true) => Ok(Conditional::Applied),
-            Some(false) => Ok(Conditional::Refused(columns)),
-            None => Err(Error::defect(
-                "a conditional write was answered without [applied]",
-            )),
+    }
+    match applied {
+        Some(true) => Ok(Conditional::Applied),
+        Some(false) => Ok(Conditional::Refused(columns)),
+        None => Err(Error::defect(
+            "a conditional write was answered without [applied]",
+        )),
+    }
+}
+
+/// Whether a conditional write met too many others on its row.
+fn is_contention(error: &ExecutionError) -> bool {
+    let ExecutionError::LastAttemptError(RequestAttemptError::DbError(error, _)) = error else {
+        return false;
+    };
+    match error {
+        DbError::WriteTimeout { write_type, .. } => *write_type == WriteType::Cas,
+        DbError::ReadTimeout { consistency, .. } => {
+            matches!(consistency, Consistency::LocalSerial | Consistency::Serial)
         }
+        _ => false,
     }
 }
 

@@ -122,19 +122,16 @@ async fn level(
 ) {
     let rooms = inner.rooms_of(room);
     let mut at = from;
+    // Whether the log has shown that the place exists.
+    let mut trusted = false;
     loop {
-        let r = rooms.attach(room, socket, at);
-        #[cfg(test)] eprintln!("level {} at {at} {r:?}", socket.id());
-        match r {
+        match rooms.attach(room, socket, at, trusted) {
             Attach::Attached | Attach::Refused => return,
-            Attach::Ahead(last) => {
-                // Does the log know what the client claims to have seen?
-                match read(inner, room, last, 1).await {
-                    Ok(page) if page.head >= at => return rooms.attach_now(room, socket, at),
-                    Ok(page) => return resync(inner, socket, room, page.head).await,
-                    Err(_) => return resync(inner, socket, room, last).await,
-                }
-            }
+            Attach::Ahead(last) => match read(inner, room, last, 1).await {
+                Ok(page) if page.head >= at => trusted = true,
+                Ok(page) => return resync(inner, socket, room, page.head).await,
+                Err(_) => return resync(inner, socket, room, last).await,
+            },
             Attach::Behind(last) => {
                 let missed = last.0 - at.0;
                 if at.0 - from.0 + missed > MAX_ROOM_EVENTS || !take(left, missed.min(PAGE as u64))
@@ -154,6 +151,7 @@ async fn level(
                         return;
                     }
                     at = event.sequence;
+                    trusted = true;
                 }
             }
         }
@@ -168,13 +166,11 @@ fn take(left: &AtomicUsize, count: u64) -> bool {
     .is_ok()
 }
 
-/// Tells the client to read from `at` on by itself, and gives it what happens from now on.
+/// Tells the client to read from `at` on by itself. Live events come from before that frame on: what the client reads after it
+/// joins them without a gap.
 async fn resync(inner: &Inner, socket: &Arc<Socket>, room: RoomId, at: Sequence) {
-    if socket.push_when_free(wire::resync(room, at)).await {
-        inner
-            .rooms_of(room)
-            .attach_now(room, socket, Sequence::ZERO);
-    }
+    inner.rooms_of(room).attach_now(room, socket);
+    socket.push_when_free(wire::resync(room, at)).await;
 }
 
 /// A user is a new member of a room: their sockets get its events from their own joining on.

@@ -418,13 +418,11 @@ impl Inner {
         start: BTreeMap<RoomId, Sequence>,
         holds: rooms::Holds,
     ) {
-        #[cfg(test)]
-        for (&room, &at) in &start { eprintln!("follow {} at {at} {}", socket.id(), self.rooms_of(room).debug(room)); }
         let behind: Vec<(RoomId, Sequence)> = start
             .into_iter()
             .filter(|&(room, at)| {
                 matches!(
-                    self.rooms_of(room).attach(room, socket, at),
+                    self.rooms_of(room).attach(room, socket, at, false),
                     Attach::Behind(_) | Attach::Ahead(_)
                 )
             })

@@ -200,8 +200,15 @@ impl RoomTable {
             .is_some_and(|room| !room.followers.is_empty())
     }
 
-    /// Makes a socket a follower if it is level with the room.
-    pub fn attach(&self, room: RoomId, socket: &Arc<Socket>, at: Sequence) -> Attach {
+    /// Makes a socket a follower if it is level with the room, or ahead and `trusted`: its place was seen in the log, and the
+    /// bus is late.
+    pub fn attach(
+        &self,
+        room: RoomId,
+        socket: &Arc<Socket>,
+        at: Sequence,
+        trusted: bool,
+    ) -> Attach {
         let mut rooms = self.0.lock();
         match rooms.get_mut(&room) {
             Some(entry) if entry.state == State::Live && socket.wants(room) => {
@@ -209,7 +216,7 @@ impl RoomTable {
                     Attach::Attached
                 } else if at < entry.last {
                     Attach::Behind(entry.last)
-                } else if at > entry.last {
+                } else if at > entry.last && !trusted {
                     Attach::Ahead(entry.last)
                 } else {
                     entry.add(socket, at);
@@ -220,14 +227,15 @@ impl RoomTable {
         }
     }
 
-    /// Makes a socket a follower wherever the room is; it gets events after both `at` and the room's last.
-    pub fn attach_now(&self, room: RoomId, socket: &Arc<Socket>, at: Sequence) {
+    /// Makes a socket a follower wherever the room is: it gets what comes from now on.
+    pub fn attach_now(&self, room: RoomId, socket: &Arc<Socket>) {
         let mut rooms = self.0.lock();
         if let Some(entry) = rooms.get_mut(&room)
             && entry.state == State::Live
             && socket.wants(room)
         {
-            entry.add(socket, at);
+            let last = entry.last;
+            entry.add(socket, last);
         }
     }
 
@@ -239,14 +247,6 @@ impl RoomTable {
         let seen = room.last.max(follower.after);
         forget_if_unused(&mut rooms, id);
         Some(seen)
-    }
-
-    #[cfg(test)]
-    pub fn debug(&self, room: RoomId) -> String {
-        match self.0.lock().get(&room) {
-            None => "gone".into(),
-            Some(r) => format!("live {} last {} known {} pulling {} holds {} followers {:?}", r.state == State::Live, r.last, r.known, r.pulling, r.holds, r.followers.iter().map(|(i, f)| (*i, f.after)).collect::<Vec<_>>()),
-        }
     }
 
     /// Rooms that are followed.

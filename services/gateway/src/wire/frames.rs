@@ -450,3 +450,109 @@ pub fn error_frame(id: Option<&RequestId>, error: &Error, trace_id: Option<&str>
         },
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carillon_domain::{ClientMessageId, ErrorCode, event::Draft};
+    use uuid::Uuid;
+
+    const ROOM: RoomId = RoomId(Uuid::from_u128(1));
+    const ANN: UserId = UserId(Uuid::from_u128(2));
+    const BOB: UserId = UserId(Uuid::from_u128(3));
+    const MESSAGE: MessageId = MessageId(Uuid::from_u128(4));
+    const NOW: Timestamp = Timestamp(1_790_000_000_123);
+
+    fn event(body: EventBody) -> Utf8Bytes {
+        event_frame(&RoomEvent {
+            room: ROOM,
+            sequence: Sequence(7),
+            messages_before: 5,
+            time: NOW,
+            actor: ANN,
+            body,
+        })
+    }
+
+    /// RT-03: every frame that the server sends. A change here is a change of the API.
+    #[test]
+    fn golden_server_frames() {
+        let id = RequestId::Text("r1".into());
+        let error = Error::invalid("payload.room_id", "expected a UUID");
+        let limited = Error::new(ErrorCode::RateLimited, "slow down")
+            .retry_after(std::time::Duration::from_millis(1500));
+        let frames = [
+            reply("auth_required", None, serde_json::json!({})),
+            connection_ack(
+                Some(&id),
+                ANN,
+                DeviceId(Uuid::from_u128(5)),
+                30_000,
+                &BTreeMap::from([(ROOM, Sequence(7))]),
+            ),
+            event(EventBody::Message {
+                id: MESSAGE,
+                draft: Draft {
+                    client_message_id: ClientMessageId("c1".into()),
+                    message_type: MessageType::Text,
+                    content: "hi \"all\" <b>\u{2603}</b>".into(),
+                    reply_to: Some(MESSAGE),
+                },
+            }),
+            event(EventBody::Edited {
+                id: MESSAGE,
+                target: Sequence(6),
+                content: "hello".into(),
+            }),
+            event(EventBody::Deleted {
+                id: MESSAGE,
+                target: Sequence(6),
+            }),
+            event(EventBody::Joined {
+                user: BOB,
+                role: Role::Member,
+            }),
+            event(EventBody::Left { user: BOB }),
+            event(EventBody::RoomDeleted),
+            activity_frame(ROOM, ANN, Activity::Typing, true),
+            activity_frame(ROOM, ANN, Activity::Recording, false),
+            presence_frame(ROOM, ANN, PresenceState::Online, Some(NOW)),
+            presence_frame(ROOM, ANN, PresenceState::Away, Some(NOW)),
+            presence_frame(ROOM, ANN, PresenceState::Offline, None),
+            read_frame(ROOM, ANN, Sequence(7), NOW),
+            direct_created(ROOM, ANN),
+            resync(ROOM, Sequence(3)),
+            pong(Some(&RequestId::Number(9)), NOW),
+            pong(None, NOW),
+            reply(
+                "ack",
+                Some(&id),
+                Ack::Place(super::super::PlaceJson {
+                    room_id: ROOM,
+                    sequence: Sequence(7),
+                }),
+            ),
+            reply("ack", Some(&id), Ack::Room { room_id: ROOM }),
+            reply(
+                "ack",
+                Some(&id),
+                Ack::Authenticated {
+                    expires_at: Time(NOW),
+                },
+            ),
+            error_frame(Some(&id), &error, Some("4bf92f3577b34da6a3ce929d0e0e4736")),
+            error_frame(None, &limited, None),
+        ];
+        let text: Vec<&str> = frames.iter().map(Utf8Bytes::as_str).collect();
+        insta::assert_snapshot!(text.join("\n"));
+    }
+
+    #[test]
+    fn ids_of_requests_are_short() {
+        assert!(RequestId::Text("x".repeat(64)).fits());
+        assert!(!RequestId::Text("x".repeat(65)).fits());
+        assert!(!RequestId::Text(String::new()).fits());
+        let parsed: ClientFrame<'_> = serde_json::from_str(r#"{"type":"ping","id":7}"#).unwrap();
+        assert_eq!(parsed.id, Some(RequestId::Number(7)));
+    }
+}

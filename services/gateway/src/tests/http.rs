@@ -1,0 +1,606 @@
+use std::sync::Arc;
+
+use ::http::{Method, Request, Response, StatusCode};
+use axum::{Router, body::Body};
+use carillon_domain::{Error, ErrorCode, Result, account::Identity, ports::Probe};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use crate::{
+    Gateway, GatewayOptions,
+    testing::{Town, options, somebody, token},
+};
+
+fn router(town: &Arc<Town>, options: GatewayOptions) -> Router {
+    Gateway::new(options, town.services(), r#"{"keys":[]}"#.to_owned()).router()
+}
+
+async fn ask(router: &Router, request: Request<Body>) -> (StatusCode, ::http::HeaderMap, Vec<u8>) {
+    let response: Response<Body> = router.clone().oneshot(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    (parts.status, parts.headers, bytes.to_vec())
+}
+
+fn request(
+    method: Method,
+    path: &str,
+    who: Option<&Identity>,
+    body: Option<Value>,
+) -> Request<Body> {
+    let mut request = Request::builder().method(method).uri(path);
+    if let Some(who) = who {
+        request = request.header("authorization", format!("Bearer {}", token(who)));
+    }
+    match body {
+        Some(body) => request
+            .header("content-type", "application/json")
+            .body(Body::from(body.to_string())),
+        None => request.body(Body::empty()),
+    }
+    .unwrap()
+}
+
+fn get(path: &str, who: &Identity) -> Request<Body> {
+    request(Method::GET, path, Some(who), None)
+}
+
+/// A line for a table of answers; the trace id differs each time.
+fn line(name: &str, status: StatusCode, headers: &::http::HeaderMap, body: &[u8]) -> String {
+    let body: Value = serde_json::from_slice(body).expect("problem details are JSON");
+    assert_eq!(
+        headers["content-type"], "application/problem+json",
+        "{name}"
+    );
+    assert!(
+        body["trace_id"].as_str().is_some_and(|id| !id.is_empty()),
+        "{name}"
+    );
+    assert_eq!(body["status"], status.as_u16(), "{name}");
+    let fields: Vec<String> = body["errors"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|e| {
+            format!(
+                "{}: {}",
+                e["field"].as_str().unwrap(),
+                e["detail"].as_str().unwrap()
+            )
+        })
+        .collect();
+    format!(
+        "{name}: {} {} | {} | {}",
+        status.as_u16(),
+        body["code"].as_str().unwrap(),
+        body["detail"].as_str().unwrap(),
+        fields.join("; ")
+    )
+}
+
+/// EDGE-01, EDGE-04: bad input gets a clear answer with a stable code and the place of the problem.
+#[tokio::test]
+async fn bad_input_gets_a_clear_answer() {
+    let town = Town::new();
+    let (ann, eve) = (somebody(), somebody());
+    let room = town.room(&[ann.user]);
+    let router = router(
+        &town,
+        GatewayOptions {
+            max_body_bytes: 1000,
+            max_upload_bytes: 1000,
+            request_timeout: std::time::Duration::from_millis(200),
+            ..options()
+        },
+    );
+    let register = |body: Value| request(Method::POST, "/api/v1/auth/register", None, Some(body));
+    let named = |name: &str| {
+        register(json!({"username": name, "email": "a@b.example", "password": "12345678"}))
+    };
+    let raw = |body: &str, content_type: &str| {
+        Request::builder()
+            .method(Method::POST)
+            .uri("/api/v1/auth/register")
+            .header("content-type", content_type.to_owned())
+            .body(Body::from(body.to_owned()))
+            .unwrap()
+    };
+    let room_path = format!("/api/v1/rooms/{room}");
+    let messages = format!("{room_path}/messages");
+    let expired = Identity {
+        expires_at: carillon_domain::Timestamp(0),
+        ..ann
+    };
+    let upload = |who: &Identity, form: String| {
+        Request::builder()
+            .method(Method::POST)
+            .uri("/api/v1/uploads")
+            .header("authorization", format!("Bearer {}", token(who)))
+            .header("content-type", "multipart/form-data; boundary=x")
+            .body(Body::from(form))
+            .unwrap()
+    };
+    let part = |name: &str, content: &str| {
+        format!(
+            "--x\r\ncontent-disposition: form-data; name=\"{name}\"; filename=\"f.png\"\r\n\r\n{content}\r\n"
+        )
+    };
+    let cases = [
+        ("unknown route", get("/api/v1/nothing", &ann)),
+        ("unknown page", get("/nothing", &ann)),
+        (
+            "wrong method",
+            request(Method::PUT, "/api/v1/rooms", Some(&ann), None),
+        ),
+        ("malformed JSON", raw("{\"username\": ", "application/json")),
+        ("not an object", raw("[1,2,3]", "application/json")),
+        ("empty body", raw("", "application/json")),
+        ("trailing text", raw("{} {}", "application/json")),
+        (
+            "wrong content type",
+            raw("a=b", "application/x-www-form-urlencoded"),
+        ),
+        (
+            "wrong type",
+            register(json!({"username": 5, "email": "x", "password": "p"})),
+        ),
+        ("missing field", register(json!({"username": "ann"}))),
+        (
+            "unknown field",
+            register(json!({"username": "a", "email": "e", "password": "p", "admin": true})),
+        ),
+        (
+            "large body",
+            register(json!({"username": "x".repeat(2000)})),
+        ),
+        ("taken name", named("taken")),
+        ("panic", named("panic")),
+        ("defect", named("defect")),
+        ("timeout", named("slow")),
+        (
+            "two logins",
+            request(
+                Method::POST,
+                "/api/v1/auth/login",
+                None,
+                Some(json!({"email": "a", "username": "b", "password": "p"})),
+            ),
+        ),
+        (
+            "wrong password",
+            request(
+                Method::POST,
+                "/api/v1/auth/login",
+                None,
+                Some(json!({"username": "b", "password": "p"})),
+            ),
+        ),
+        (
+            "no token",
+            request(Method::GET, "/api/v1/auth/me", None, None),
+        ),
+        ("expired token", get("/api/v1/auth/me", &expired)),
+        ("bad UUID in path", get("/api/v1/rooms/general", &ann)),
+        (
+            "bad second UUID",
+            request(
+                Method::PUT,
+                &format!("{room_path}/members/bob"),
+                Some(&ann),
+                None,
+            ),
+        ),
+        ("bad UUID in query", get("/api/v1/presence?users=ann", &ann)),
+        (
+            "too many ids",
+            get(
+                &format!(
+                    "/api/v1/users?ids={}",
+                    [room.to_string(); 101].as_slice().join(",")
+                ),
+                &ann,
+            ),
+        ),
+        ("unknown parameter", get("/api/v1/rooms?page=2", &ann)),
+        ("missing parameter", get("/api/v1/presence", &ann)),
+        ("limit of zero", get(&format!("{messages}?limit=0"), &ann)),
+        (
+            "limit too large",
+            get(&format!("{messages}?limit=101"), &ann),
+        ),
+        ("negative limit", get(&format!("{messages}?limit=-1"), &ann)),
+        (
+            "both bounds",
+            get(&format!("{messages}?before=1&after=2"), &ann),
+        ),
+        (
+            "unknown room",
+            get(&format!("/api/v1/rooms/{}", ann.user), &ann),
+        ),
+        ("another's room", get(&room_path, &eve)),
+        ("another's messages", get(&messages, &eve)),
+        (
+            "direct room by hand",
+            request(
+                Method::POST,
+                "/api/v1/rooms",
+                Some(&ann),
+                Some(json!({"name": "x", "type": "direct"})),
+            ),
+        ),
+        (
+            "unknown kind",
+            request(
+                Method::POST,
+                "/api/v1/rooms",
+                Some(&ann),
+                Some(json!({"name": "x", "type": "castle"})),
+            ),
+        ),
+        (
+            "offline by choice",
+            request(
+                Method::PUT,
+                "/api/v1/presence/me",
+                Some(&ann),
+                Some(json!({"state": "offline"})),
+            ),
+        ),
+        (
+            "upload that is no form",
+            request(Method::POST, "/api/v1/uploads", Some(&ann), Some(json!({}))),
+        ),
+        (
+            "upload without a room",
+            upload(&ann, format!("{}--x--\r\n", part("file", "png"))),
+        ),
+        (
+            "upload without a file",
+            upload(
+                &ann,
+                format!("{}--x--\r\n", part("room_id", &room.to_string())),
+            ),
+        ),
+        (
+            "upload with another field",
+            upload(&ann, format!("{}--x--\r\n", part("color", "red"))),
+        ),
+        ("upload cut off", upload(&ann, part("file", "png"))),
+        (
+            "large upload",
+            upload(
+                &ann,
+                format!(
+                    "{}{}--x--\r\n",
+                    part("room_id", &room.to_string()),
+                    part("file", &"p".repeat(1001))
+                ),
+            ),
+        ),
+        (
+            "huge upload",
+            upload(
+                &ann,
+                format!("{}--x--\r\n", part("file", &"p".repeat(40_000))),
+            ),
+        ),
+        (
+            "token in the socket's URL",
+            get("/api/v1/ws?token=secret", &ann),
+        ),
+        ("socket without an upgrade", get("/api/v1/ws", &ann)),
+    ];
+    let mut table = Vec::new();
+    for (name, request) in cases {
+        let (status, headers, body) = ask(&router, request).await;
+        table.push(line(name, status, &headers, &body));
+        for secret in ["secret of the handler", "a secret cause"] {
+            assert!(!String::from_utf8_lossy(&body).contains(secret), "{name}");
+        }
+    }
+    let table = table.join("\n").replace(&room.to_string(), "ROOM");
+    insta::assert_snapshot!(table);
+}
+
+/// AUTH-04, RFC 6750: 401 says how to authenticate; 405 says which methods there are.
+#[tokio::test]
+async fn challenges_and_allowed_methods() {
+    let town = Town::new();
+    let router = router(&town, options());
+    let (status, headers, _) =
+        ask(&router, request(Method::GET, "/api/v1/auth/me", None, None)).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    assert_eq!(headers["www-authenticate"], "Bearer");
+    let forged = Request::builder()
+        .uri("/api/v1/auth/me")
+        .header("authorization", "Bearer abc")
+        .body(Body::empty())
+        .unwrap();
+    let (_, headers, _) = ask(&router, forged).await;
+    assert_eq!(
+        headers["www-authenticate"],
+        "Bearer error=\"invalid_token\""
+    );
+    let (status, headers, _) = ask(
+        &router,
+        request(Method::DELETE, "/api/v1/rooms", None, None),
+    )
+    .await;
+    assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+    let allow = headers["allow"].to_str().unwrap();
+    assert!(allow.contains("GET") && allow.contains("POST"), "{allow}");
+}
+
+/// EDGE-03: after the burst 429 with Retry-After, and RateLimit headers on every answer; auth has its own, stricter limit.
+#[tokio::test]
+async fn limits_are_told() {
+    let town = Town::new();
+    let options = GatewayOptions {
+        auth_per_minute: 2,
+        requests_per_minute: 4,
+        ..options()
+    };
+    let router = router(&town, options);
+    let login = || {
+        let body = json!({"username": "ann", "password": "right password"});
+        request(Method::POST, "/api/v1/auth/login", None, Some(body))
+    };
+    for left in ["1", "0"] {
+        let (status, headers, _) = ask(&router, login()).await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(headers["ratelimit-limit"], "2");
+        assert_eq!(headers["ratelimit-remaining"], left);
+    }
+    let (status, headers, body) = ask(&router, login()).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+    let wait: u64 = headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=30).contains(&wait), "{wait}");
+    assert_eq!(headers["ratelimit-remaining"], "0");
+    assert!(String::from_utf8(body).unwrap().contains("rate_limited"));
+    let ann = somebody();
+    let (status, ..) = ask(&router, get("/api/v1/auth/me", &ann)).await;
+    assert_eq!(status, StatusCode::OK, "other routes have their own limit");
+    for _ in 0..50 {
+        let (status, ..) = ask(&router, request(Method::GET, "/health", None, None)).await;
+        assert_eq!(status, StatusCode::OK, "probes are never limited");
+    }
+}
+
+/// EDGE-05: security headers on everything, the page's policy allows no inline script, HSTS only behind TLS.
+#[tokio::test]
+async fn headers_protect() {
+    let town = Town::new();
+    let plain = router(&town, options());
+    let tls = router(
+        &town,
+        GatewayOptions {
+            tls: true,
+            ..options()
+        },
+    );
+    for path in ["/", "/health", "/nothing", "/api/v1/rooms"] {
+        let (_, headers, _) = ask(&plain, request(Method::GET, path, None, None)).await;
+        assert_eq!(headers["x-content-type-options"], "nosniff", "{path}");
+        assert_eq!(headers["referrer-policy"], "no-referrer", "{path}");
+        let policy = headers["content-security-policy"].to_str().unwrap();
+        assert!(policy.contains("frame-ancestors 'none'"), "{path}");
+        assert!(!policy.contains("unsafe"), "{path}");
+        assert_eq!(headers["api-version"], "1", "{path}");
+        assert!(headers.contains_key("x-request-id"), "{path}");
+        assert!(!headers.contains_key("strict-transport-security"), "{path}");
+    }
+    let (_, headers, _) = ask(&tls, request(Method::GET, "/", None, None)).await;
+    assert!(headers.contains_key("strict-transport-security"));
+    let (_, _, page) = ask(&plain, request(Method::GET, "/", None, None)).await;
+    let page = String::from_utf8(page).unwrap();
+    assert!(!page.contains("<script>") && !page.contains(" style=") && !page.contains(" onclick="));
+    for asset in ["/app.js", "/app.css"] {
+        let (status, ..) = ask(&plain, request(Method::GET, asset, None, None)).await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(page.contains(asset));
+    }
+    let script = include_str!("../page/app.js");
+    assert!(!script.contains("innerHTML") && !script.contains("insertAdjacentHTML"));
+}
+
+/// EDGE-04: a reasonable request id comes back, another is replaced; a trace's id shows in errors.
+#[tokio::test]
+async fn requests_are_identified() {
+    let town = Town::new();
+    let router = router(&town, options());
+    let with = |id: &'static str| {
+        Request::builder()
+            .uri("/nothing")
+            .header("x-request-id", id)
+            .body(Body::empty())
+            .unwrap()
+    };
+    let (_, headers, _) = ask(&router, with("order-66")).await;
+    assert_eq!(headers["x-request-id"], "order-66");
+    let (_, headers, body) = ask(&router, with("a b <script>")).await;
+    let made = headers["x-request-id"].to_str().unwrap();
+    assert_ne!(made, "a b <script>");
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(
+        body["trace_id"], made,
+        "without a trace the request's id stands in"
+    );
+}
+
+/// EDGE-05: listed origins may read answers, others may not; preflights are answered.
+#[tokio::test]
+async fn cross_origin_requests() {
+    let town = Town::new();
+    let options = GatewayOptions {
+        allowed_origins: vec!["https://app.example".to_owned()],
+        ..options()
+    };
+    let router = router(&town, options);
+    let preflight = |origin: &'static str| {
+        Request::builder()
+            .method(Method::OPTIONS)
+            .uri("/api/v1/rooms")
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .header(
+                "access-control-request-headers",
+                "authorization,content-type",
+            )
+            .body(Body::empty())
+            .unwrap()
+    };
+    let (status, headers, _) = ask(&router, preflight("https://app.example")).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(
+        headers["access-control-allow-origin"],
+        "https://app.example"
+    );
+    assert!(!headers.contains_key("access-control-allow-credentials"));
+    let (_, headers, _) = ask(&router, preflight("https://evil.example")).await;
+    assert!(!headers.contains_key("access-control-allow-origin"));
+}
+
+/// MEDIA-03: uploads come back whole, in parts, and not at all when the client has them; never compressed.
+#[tokio::test]
+async fn uploads_and_downloads() {
+    let town = Town::new();
+    let ann = somebody();
+    let room = town.room(&[ann.user]);
+    let router = router(&town, options());
+    let form = format!(
+        "--x\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a.png\"\r\n\r\n{}\r\n\
+         --x\r\ncontent-disposition: form-data; name=\"room_id\"\r\n\r\n{room}\r\n--x--\r\n",
+        "0123456789".repeat(200)
+    );
+    let upload = Request::builder()
+        .method(Method::POST)
+        .uri("/api/v1/uploads")
+        .header("authorization", format!("Bearer {}", token(&ann)))
+        .header("content-type", "multipart/form-data; boundary=x")
+        .body(Body::from(form))
+        .unwrap();
+    let (status, _, body) = ask(&router, upload).await;
+    assert_eq!(status, StatusCode::CREATED);
+    let media: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(media["size"], 2000);
+    let url = media["url"].as_str().unwrap();
+    let fetch = |name: &'static str, value: String| {
+        let mut request = get(url, &ann);
+        request
+            .headers_mut()
+            .insert("accept-encoding", "gzip".parse().unwrap());
+        request.headers_mut().insert(name, value.parse().unwrap());
+        request
+    };
+    let (status, headers, body) = ask(&router, fetch("x-nothing", "1".into())).await;
+    assert_eq!((status, body.len()), (StatusCode::OK, 2000));
+    assert!(!headers.contains_key("content-encoding"));
+    assert!(
+        headers["cache-control"]
+            .to_str()
+            .unwrap()
+            .contains("private")
+    );
+    let etag = headers["etag"].to_str().unwrap().to_owned();
+    let (status, headers, body) = ask(&router, fetch("range", "bytes=5-9".into())).await;
+    assert_eq!(
+        (status, body.as_slice()),
+        (StatusCode::PARTIAL_CONTENT, &b"56789"[..])
+    );
+    assert_eq!(headers["content-range"], "bytes 5-9/2000");
+    let (status, _, body) = ask(&router, fetch("if-none-match", etag)).await;
+    assert_eq!((status, body.len()), (StatusCode::NOT_MODIFIED, 0));
+    let (status, headers, _) = ask(&router, fetch("range", "bytes=5000-".into())).await;
+    assert_eq!(status, StatusCode::RANGE_NOT_SATISFIABLE);
+    assert_eq!(headers["content-range"], "bytes */2000");
+}
+
+struct Broken;
+
+#[async_trait::async_trait]
+impl Probe for Broken {
+    fn name(&self) -> &'static str {
+        "scylla"
+    }
+
+    async fn check(&self) -> Result<()> {
+        Err(Error::new(
+            ErrorCode::Unavailable,
+            "scylla is not available",
+        ))
+    }
+}
+
+/// OPS-01, promise 8: alive without its dependencies, ready only with them.
+#[tokio::test]
+async fn health_and_readiness() {
+    let town = Town::new();
+    let fine = router(&town, options());
+    let broken = router(
+        &town,
+        GatewayOptions {
+            probes: vec![Arc::new(Broken)],
+            ..options()
+        },
+    );
+    for (router, expected) in [
+        (&fine, StatusCode::OK),
+        (&broken, StatusCode::SERVICE_UNAVAILABLE),
+    ] {
+        let (status, ..) = ask(router, request(Method::GET, "/health", None, None)).await;
+        assert_eq!(status, StatusCode::OK);
+        let (status, ..) = ask(router, request(Method::GET, "/ready", None, None)).await;
+        assert_eq!(status, expected);
+    }
+    let (_, _, body) = ask(&broken, request(Method::GET, "/ready", None, None)).await;
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(body["dependencies"][0]["name"], "scylla");
+    assert_eq!(body["dependencies"][0]["status"], "down");
+    assert!(body["dependencies"][0]["latency_ms"].is_number());
+}
+
+/// MSG-04, MSG-19: what a send answers.
+#[tokio::test]
+async fn messages_by_rest() {
+    let town = Town::new();
+    let ann = somebody();
+    let room = town.room(&[ann.user]);
+    let router = router(&town, options());
+    let path = format!("/api/v1/rooms/{room}/messages");
+    let body = json!({"client_message_id": "c1", "content": "hi"});
+    let (status, _, body) = ask(
+        &router,
+        request(Method::POST, &path, Some(&ann), Some(body)),
+    )
+    .await;
+    assert_eq!(status, StatusCode::CREATED);
+    let message: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(message["sequence"], 2);
+    assert_eq!(message["type"], "text");
+    assert_eq!(message["sender_id"], ann.user.to_string());
+    assert_eq!(message["time"], "2026-09-21T14:13:20.000Z");
+    let events = format!("/api/v1/rooms/{room}/events?after=0&limit=1");
+    let (_, _, body) = ask(&router, get(&events, &ann)).await;
+    let page: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(page["items"][0]["type"], "user_joined");
+    assert_eq!(page["next"], "1");
+    let (_, _, body) = ask(&router, get(&events.replace("after=0", "after=1"), &ann)).await;
+    let page: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(page["items"][0]["payload"]["content"], "hi");
+    assert_eq!(page["next"], Value::Null);
+}
+
+/// Promise 8: without a store the answer is a retryable 503, not a hang and not a 500.
+#[tokio::test]
+async fn an_absent_store_is_a_retryable_answer() {
+    let town = Town::new();
+    let ann = somebody();
+    let router = router(&town, options());
+    town.store_down
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    let (status, headers, body) = ask(&router, get("/api/v1/rooms", &ann)).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(headers.contains_key("retry-after"));
+    assert!(String::from_utf8(body).unwrap().contains("\"unavailable\""));
+}

@@ -1,0 +1,4 @@
+//! The gateway from outside, over a scripted town.
+
+mod http;
+mod ws;
