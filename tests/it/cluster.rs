@@ -221,12 +221,16 @@ async fn helm_install_apply_chat_delete() -> Result<()> {
         .operator_image
         .rsplit_once(':')
         .context("an image with a tag")?;
+    let (platform, platform_tag) = kubernetes
+        .image
+        .rsplit_once(':')
+        .context("an image with a tag")?;
     kubernetes.helm(&[
         "install",
         "carillon",
         &chart,
         "--set",
-        &format!("image.repository={operator},image.tag={operator_tag},image.pullPolicy=Never,platformImage={}", kubernetes.image),
+        &format!("image.repository={operator},image.tag={operator_tag},image.pullPolicy=Never,platformImage.repository={platform},platformImage.tag={platform_tag}"),
         "--wait",
         "--timeout=180s",
     ])?;

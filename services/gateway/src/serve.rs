@@ -92,8 +92,7 @@ fn http_builder() -> http1::Builder {
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD_BYTES)
-        .max_headers(64);
+        .max_buf_size(MAX_HEAD_BYTES);
     builder
 }
 

@@ -37,13 +37,16 @@ use crate::{GatewayOptions, Services};
 /// Longest wait of a test for something that must happen.
 pub const SOON: Duration = Duration::from_secs(10);
 
+/// Something that happens in the middle of something else.
+type Interruption = Box<dyn FnOnce(&Town) + Send>;
+
 /// The whole town.
 #[derive(Default)]
 pub struct Town {
     logs: Mutex<HashMap<RoomId, Log>>,
     pub bus: ScriptedBus,
     /// Runs in the middle of `heads`: after the heads were read, before they are answered.
-    pub during_heads: Mutex<Option<Box<dyn FnOnce(&Town) + Send>>>,
+    pub during_heads: Mutex<Option<Interruption>>,
     pub tails: AtomicUsize,
     pub store_down: AtomicBool,
     tickets: Mutex<HashMap<String, Identity>>,

@@ -100,13 +100,16 @@ impl Accounts {
 
     async fn create_with_names(&self, account: &Account, names: &[Name<'_>]) -> Result<()> {
         for (claimed, name) in names.iter().enumerate() {
-            if let Claim::Taken = self.claim(*name, account.user.id).await? {
-                self.release(&names[..claimed], account.user.id).await;
-                return Err(
+            let refused = match self.claim(*name, account.user.id).await {
+                Ok(Claim::Ours) => continue,
+                Ok(Claim::Taken) => {
                     Error::new(ErrorCode::AlreadyExists, "this account exists already")
-                        .with_field(name.field, "is taken"),
-                );
-            }
+                        .with_field(name.field, "is taken")
+                }
+                Err(error) => error,
+            };
+            self.release(&names[..claimed], account.user.id).await;
+            return Err(refused);
         }
         let values = (
             account.user.id.0,

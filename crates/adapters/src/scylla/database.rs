@@ -26,6 +26,8 @@ use crate::observe::timed;
 
 /// Rows per page: bounds what one answer can hold.
 const PAGE: i32 = 500;
+/// How long one try of a conditional write may take: longer than servers let competing ones wait.
+const CONDITIONAL_TIMEOUT: Duration = Duration::from_secs(7);
 /// How long a conditional write goes on against others on its row.
 const CONTENTION_PATIENCE: Duration = Duration::from_secs(5);
 /// Statements of one operation that are under way at once.
@@ -54,15 +56,15 @@ impl Database {
 
     /// A statement that may run twice with the same result, so that the driver may try it on another node.
     pub(super) async fn prepare(&self, cql: &str) -> Result<PreparedStatement> {
-        let mut statement = self.prepare_once(cql).await?;
+        let mut statement = self.session.prepare(cql).await.map_err(preparing)?;
         statement.set_is_idempotent(true);
         statement.set_page_size(PAGE);
         Ok(statement)
     }
 
-    /// A statement that the driver sends once: conditional writes.
+    /// [`prepare_conditional`] on this session.
     pub(super) async fn prepare_once(&self, cql: &str) -> Result<PreparedStatement> {
-        self.session.prepare(cql).await.map_err(preparing)
+        prepare_conditional(&self.session, cql).await
     }
 
     /// Runs a write.
@@ -155,31 +157,49 @@ impl Database {
         Ok(rows.into_iter().flatten().collect())
     }
 
-    /// Runs a conditional write. After an error its outcome is unknown.
-    ///
-    /// Writers that compete for a row push each other aside, and one of them may time out without knowing what came of it: then
-    /// it is tried again. So it may be refused because an earlier try of the same call was applied: callers look whether the row
-    /// that is there is what they wanted to write.
+    /// [`conditional`] on this session.
     pub(super) async fn conditional(
         &self,
         operation: &'static str,
         statement: &PreparedStatement,
         values: impl SerializeRow,
     ) -> Result<Conditional> {
-        timed("scylla", operation, async {
-            let deadline = Instant::now() + CONTENTION_PATIENCE;
-            loop {
-                match self.session.execute_unpaged(statement, &values).await {
-                    Ok(answer) => return read_conditional(answer),
-                    Err(error) if is_contention(&error) && Instant::now() < deadline => {
-                        let pause = rand::random_range(10..=200);
-                        tokio::time::sleep(Duration::from_millis(pause)).await;
-                    }
-                    Err(error) => return Err(failed(error)),
-                }
-            }
-        })
+        timed(
+            "scylla",
+            operation,
+            conditional(&self.session, statement, values),
+        )
         .await
+    }
+}
+
+/// A conditional write, prepared so that the driver sends it once.
+pub(super) async fn prepare_conditional(session: &Session, cql: &str) -> Result<PreparedStatement> {
+    let mut statement = session.prepare(cql).await.map_err(preparing)?;
+    statement.set_request_timeout(Some(CONDITIONAL_TIMEOUT));
+    Ok(statement)
+}
+
+/// Runs a conditional write. After an error its outcome is unknown.
+///
+/// Writers that compete for a row push each other aside, and one of them may time out without knowing what came of it: then it
+/// is tried again. So it may be refused because an earlier try of the same call was applied: callers look whether the row that
+/// is there is what they wanted to write.
+pub(super) async fn conditional(
+    session: &Session,
+    statement: &PreparedStatement,
+    values: impl SerializeRow,
+) -> Result<Conditional> {
+    let deadline = Instant::now() + CONTENTION_PATIENCE;
+    loop {
+        match session.execute_unpaged(statement, &values).await {
+            Ok(answer) => return read_conditional(answer),
+            Err(error) if is_contention(&error) && Instant::now() < deadline => {
+                let pause = rand::random_range(10..=200);
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+            }
+            Err(error) => return Err(failed(error)),
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use scylla::{
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::database::failed;
+use super::database::{Conditional, column, conditional, failed, prepare_conditional};
 
 /// One step of the schema.
 struct Migration {
@@ -347,12 +347,8 @@ impl Schema<'_> {
     }
 
     async fn lock(&self, holder: Uuid) -> Result<()> {
-        let cql = format!(
-            "INSERT INTO {}.schema_locks (name, holder) VALUES ('migrations', ?) IF NOT EXISTS USING TTL {LOCK_SECONDS}",
-            self.keyspace
-        );
         let wait = async {
-            while !applied(&query(self.session, &cql, (holder,)).await?) {
+            while !self.try_lock(holder).await? {
                 tokio::time::sleep(LOCK_POLL).await;
             }
             Ok(())
@@ -368,12 +364,28 @@ impl Schema<'_> {
             })
     }
 
+    async fn try_lock(&self, holder: Uuid) -> Result<bool> {
+        // A plain read first: who only waits must not disturb who renews.
+        let read = format!(
+            "SELECT holder FROM {}.schema_locks WHERE name = 'migrations'",
+            self.keyspace
+        );
+        if !query(self.session, &read, ()).await?.is_empty() {
+            return Ok(false);
+        }
+        let claim = format!(
+            "INSERT INTO {}.schema_locks (name, holder) VALUES ('migrations', ?) IF NOT EXISTS USING TTL {LOCK_SECONDS}",
+            self.keyspace
+        );
+        self.conditional(&claim, (holder,), holder).await
+    }
+
     async fn renew(&self, holder: Uuid) -> Result<()> {
-        let cql = format!(
+        let renew = format!(
             "UPDATE {}.schema_locks USING TTL {LOCK_SECONDS} SET holder = ? WHERE name = 'migrations' IF holder = ?",
             self.keyspace
         );
-        if applied(&query(self.session, &cql, (holder, holder)).await?) {
+        if self.conditional(&renew, (holder, holder), holder).await? {
             return Ok(());
         }
         Err(Error::new(
@@ -383,11 +395,29 @@ impl Schema<'_> {
     }
 
     async fn unlock(&self, holder: Uuid) -> Result<()> {
-        let cql = format!(
+        let release = format!(
             "DELETE FROM {}.schema_locks WHERE name = 'migrations' IF holder = ?",
             self.keyspace
         );
-        query(self.session, &cql, (holder,)).await.map(drop)
+        self.conditional(&release, (holder,), holder)
+            .await
+            .map(drop)
+    }
+
+    /// Whether the write was applied, now or by an earlier try: then the lock has this holder.
+    async fn conditional(
+        &self,
+        cql: &str,
+        values: impl SerializeRow,
+        holder: Uuid,
+    ) -> Result<bool> {
+        let statement = prepare_conditional(self.session, cql).await?;
+        match conditional(self.session, &statement, values).await? {
+            Conditional::Applied => Ok(true),
+            Conditional::Refused(row) => Ok(
+                matches!(column(&row, "holder"), Some(CqlValue::Uuid(stored)) if *stored == holder),
+            ),
+        }
     }
 }
 
@@ -427,35 +457,17 @@ fn checksum(migration: &Migration) -> String {
         .collect()
 }
 
-async fn query(
-    session: &Session,
-    cql: &str,
-    values: impl SerializeRow,
-) -> Result<Vec<Vec<(String, Option<CqlValue>)>>> {
-    let rows = session
+async fn query(session: &Session, cql: &str, values: impl SerializeRow) -> Result<Vec<Row>> {
+    session
         .query_unpaged(cql, values)
         .await
         .map_err(failed)?
         .into_rows_result()
-        .map_err(Error::internal)?;
-    let names: Vec<String> = rows
-        .column_specs()
-        .iter()
-        .map(|column| column.name().to_owned())
-        .collect();
-    rows.rows::<Row>()
         .map_err(Error::internal)?
-        .map(|row| {
-            row.map(|row| names.iter().cloned().zip(row.columns).collect())
-                .map_err(Error::internal)
-        })
+        .rows::<Row>()
+        .map_err(Error::internal)?
+        .map(|row| row.map_err(Error::internal))
         .collect()
-}
-
-fn applied(rows: &[Vec<(String, Option<CqlValue>)>]) -> bool {
-    rows.iter()
-        .flatten()
-        .any(|(name, value)| name == "[applied]" && matches!(value, Some(CqlValue::Boolean(true))))
 }
 
 #[cfg(test)]

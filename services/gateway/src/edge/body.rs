@@ -110,9 +110,11 @@ fn parse_json_domain<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
 
 /// What is wrong with a piece of JSON.
 pub fn describe_json(error: &serde_json::Error, path: &str) -> Error {
-    let place = (error.line() > 0)
-        .then(|| format!(" at line {} column {}", error.line(), error.column()))
-        .unwrap_or_default();
+    let place = if error.line() > 0 {
+        format!(" at line {} column {}", error.line(), error.column())
+    } else {
+        String::new()
+    };
     match error.classify() {
         serde_json::error::Category::Data => {
             // Quoted input can be long, and can be a secret: only what was expected is repeated.

@@ -271,7 +271,7 @@ struct Session {
     /// Requests under way; made when the first one comes.
     running: Option<Box<FuturesUnordered<BoxFuture<'static, Outcome>>>>,
     /// Direct rooms being looked up, by person.
-    resolving: Option<Box<HashMap<UserId, Resolving>>>,
+    resolving: HashMap<UserId, Resolving>,
     timer: Pin<Box<Sleep>>,
     next_ping: Instant,
     last_frame: Instant,
@@ -295,7 +295,7 @@ impl Session {
             socket,
             identity,
             running: None,
-            resolving: None,
+            resolving: HashMap::new(),
             timer: Box::pin(tokio::time::sleep_until(first)),
             next_ping: now + phase,
             last_frame: now,
@@ -335,7 +335,7 @@ impl Session {
                 Err(()) => return Poll::Ready(End::gone(0)),
             }
             if self.timer.as_mut().poll(cx).is_ready() {
-                if let ControlFlow::Break(end) = self.on_timer() {
+                if let ControlFlow::Break(end) = self.on_timer(cx) {
                     return Poll::Ready(end);
                 }
                 progress = true;
@@ -497,11 +497,7 @@ impl Session {
 
     /// The look-up that a send to a person waits for, if its room isn't known yet. Sends share it, and go on in order.
     fn resolving(&mut self, context: &Context, person: UserId) -> Option<Resolving> {
-        if let Some(under_way) = self
-            .resolving
-            .as_ref()
-            .and_then(|resolving| resolving.get(&person))
-        {
+        if let Some(under_way) = self.resolving.get(&person) {
             // An earlier send may not have gone on yet although the room is known by now: stay behind it.
             return Some(under_way.clone());
         }
@@ -511,9 +507,7 @@ impl Session {
             .is_none()
             .then(|| {
                 let resolving = requests::resolve(context, person);
-                self.resolving
-                    .get_or_insert_default()
-                    .insert(person, resolving.clone());
+                self.resolving.insert(person, resolving.clone());
                 resolving
             })
     }
@@ -527,7 +521,7 @@ impl Session {
             Poll::Ready(None) => {
                 // Nothing is under way: an idle socket keeps nothing for requests.
                 self.running = None;
-                self.resolving = None;
+                self.resolving = HashMap::new();
                 return Poll::Pending;
             }
             Poll::Pending => return Poll::Pending,
@@ -589,7 +583,7 @@ impl Session {
 
     // === time ===
 
-    fn on_timer(&mut self) -> ControlFlow<End> {
+    fn on_timer(&mut self, cx: &mut TaskContext<'_>) -> ControlFlow<End> {
         let now = Instant::now();
         if now >= self.expires {
             return ControlFlow::Break(End::with(CloseCode::Unauthenticated));
@@ -604,8 +598,7 @@ impl Session {
         if now >= self.next_ping {
             self.next_ping = now + self.app.options.heartbeat;
             // A connection that takes nothing gets no pings on top; its silence is noticed above.
-            let ready = Pin::new(&mut self.ws)
-                .poll_ready(&mut TaskContext::from_waker(futures::task::noop_waker_ref()));
+            let ready = Pin::new(&mut self.ws).poll_ready(cx);
             if ready.is_ready() {
                 let ping = Message::Ping(bytes::Bytes::new());
                 if Pin::new(&mut self.ws).start_send(ping).is_err() {

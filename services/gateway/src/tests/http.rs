@@ -197,7 +197,7 @@ async fn bad_input_gets_a_clear_answer() {
             get(
                 &format!(
                     "/api/v1/users?ids={}",
-                    [room.to_string(); 101].as_slice().join(",")
+                    vec![room.to_string(); 101].join(",")
                 ),
                 &ann,
             ),
@@ -400,6 +400,12 @@ async fn headers_protect() {
         assert_eq!(status, StatusCode::OK);
         assert!(page.contains(asset));
     }
+    let mut packed = request(Method::GET, "/app.js", None, None);
+    packed
+        .headers_mut()
+        .insert("accept-encoding", "br".parse().unwrap());
+    let (_, headers, _) = ask(&plain, packed).await;
+    assert_eq!(headers["content-encoding"], "br");
     let script = include_str!("../page/app.js");
     assert!(!script.contains("innerHTML") && !script.contains("insertAdjacentHTML"));
 }
