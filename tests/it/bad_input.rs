@@ -171,7 +171,9 @@ async fn bad_requests() -> Result<()> {
     let messages = format!("/rooms/{room}/messages");
     let unknown = uuid::Uuid::now_v7();
     let json_type = "application/json";
-    let cases: Vec<(Method, String, &str, Vec<u8>, u16, &str)> = vec![
+    // Method, path, content type, body; status and what the answer must name.
+    type Case = (Method, String, &'static str, Vec<u8>, u16, &'static str);
+    let cases: Vec<Case> = vec![
         (
             Method::POST,
             messages.clone(),

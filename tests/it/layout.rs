@@ -15,8 +15,11 @@ fn root() -> &'static Path {
         .expect("tests/ is in the project's root")
 }
 
+/// Names of crates: ours, and others.
+type Dependencies = (BTreeSet<String>, BTreeSet<String>);
+
 /// Our crates with their dependencies of ours, without dev-dependencies, and the outside ones.
-fn dependencies() -> Result<BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)>> {
+fn dependencies() -> Result<BTreeMap<String, Dependencies>> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--no-deps", "--locked"])
         .current_dir(root())

@@ -5,8 +5,10 @@
 
 mod bad_input;
 mod cluster;
+mod docs;
 mod embedded;
 mod faults;
+mod grpc;
 mod layout;
 mod push;
 mod real;

@@ -59,30 +59,9 @@ const KINDS: &[Kind] = &[
     },
 ];
 
-/// Builds static programs and writes their images.
+/// Builds static programs, writes their images, and says where.
 pub fn run(options: &Options) -> Result<()> {
-    for kind in KINDS {
-        let build = process::step(
-            &format!("build {} as a static program", kind.program),
-            || {
-                let mut command = process::cargo();
-                command.args(["rustc", "-p", kind.program, "--bin", kind.program]);
-                if options.release {
-                    command.arg("--release");
-                }
-                // Only the last step of the build differs, so no dependency is built again.
-                cargo::collect_with(&mut command, &["-C", "target-feature=+crt-static"])
-            },
-        )?;
-        let program = build.binary(kind.program)?;
-        if !shared_libraries(program)?.is_empty() {
-            bail!(
-                "{} is not static: the toolchain ignored +crt-static",
-                program.display()
-            );
-        }
-        let out = options.out.clone().unwrap_or_else(|| default_out(program));
-        let image = write(kind, program, &out)?;
+    for image in build(options.release, options.out.as_deref())? {
         let size = std::fs::metadata(&image.archive)?.len();
         println!(
             "{}  {}  {:.1} MB",
@@ -94,14 +73,35 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Writes images of the programs of this build as they are, with the shared libraries that they ask for. Tests use
-/// these: a static program would have to be linked, and partly compiled, once more.
-pub fn from_build(build: &Build) -> Result<Vec<Image>> {
+/// Builds static programs and writes their images: what users run is what the tests run.
+pub fn build(release: bool, out: Option<&Path>) -> Result<Vec<Image>> {
     KINDS
         .iter()
         .map(|kind| {
+            let build = process::step(
+                &format!("build {} as a static program", kind.program),
+                || {
+                    let mut command = process::cargo();
+                    command.args(["rustc", "-p", kind.program, "--bin", kind.program]);
+                    if release {
+                        command.arg("--release");
+                    }
+                    // Only the last step differs from an ordinary build of the package, so dependencies are shared with it.
+                    cargo::collect_with(&mut command, &["-C", "target-feature=+crt-static"])
+                },
+            )?;
             let program = build.binary(kind.program)?;
-            write(kind, program, &default_out(program))
+            if !is_static(program)? {
+                bail!(
+                    "{} is not static: the toolchain ignored +crt-static",
+                    program.display()
+                );
+            }
+            write(
+                kind,
+                program,
+                &out.map_or_else(|| default_out(program), Path::to_path_buf),
+            )
         })
         .collect()
 }
@@ -126,7 +126,7 @@ fn write(kind: &Kind, program: &Path, out: &Path) -> Result<Image> {
     let stripped = out.join(format!("{}.stripped", kind.program));
     let layer = out.join(format!("{}.layer", kind.program));
     strip(program, &stripped)?;
-    write_layer(&layer, kind.program, &stripped, &shared_libraries(program)?)?;
+    write_layer(&layer, kind.program, &stripped)?;
     write_archive(&archive, &layer, &tag, kind.program)?;
     for temporary in [stripped, layer] {
         std::fs::remove_file(&temporary)
@@ -155,42 +155,18 @@ fn strip(program: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The files that the dynamic linker would load for this program; none for a static one.
-fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>> {
+/// Whether the program needs no shared library and no loader.
+fn is_static(program: &Path) -> Result<bool> {
     let ldd = Command::new("ldd")
         .arg(program)
         .output()
         .context("can't start ldd, which says what a program is linked with")?;
     let said =
         String::from_utf8_lossy(&ldd.stdout).into_owned() + &String::from_utf8_lossy(&ldd.stderr);
-    if said.contains("not a dynamic executable") || said.contains("statically linked") {
-        return Ok(Vec::new());
-    }
-    if let Some(missing) = said.lines().find(|line| line.contains("not found")) {
-        bail!(
-            "{} asks for a library that isn't here: {}",
-            program.display(),
-            missing.trim()
-        );
-    }
-    Ok(parse_ldd(&said))
+    Ok(said.contains("not a dynamic executable") || said.contains("statically linked"))
 }
 
-/// The paths in lines like `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f…)` and `/lib64/ld-linux-x86-64.so.2 (0x7f…)`.
-fn parse_ldd(said: &str) -> Vec<PathBuf> {
-    said.lines()
-        .filter_map(|line| {
-            let path = line
-                .split_once(" => ")
-                .map_or(line, |(_, path)| path)
-                .trim();
-            let path = path.split_once(" (").map_or(path, |(path, _)| path);
-            path.starts_with('/').then(|| PathBuf::from(path))
-        })
-        .collect()
-}
-
-fn write_layer(to: &Path, name: &str, program: &Path, libraries: &[PathBuf]) -> Result<()> {
+fn write_layer(to: &Path, name: &str, program: &Path) -> Result<()> {
     let mut layer = Layer::create(to)?;
     layer.folder("tmp", 0o1777)?;
     layer.text(
@@ -200,9 +176,6 @@ fn write_layer(to: &Path, name: &str, program: &Path, libraries: &[PathBuf]) -> 
     layer.text("etc/group", &format!("root:x:0:\nnonroot:x:{USER}:\n"))?;
     if Path::new(CERTIFICATES).exists() {
         layer.file(CERTIFICATES, Path::new(CERTIFICATES), 0o644)?;
-    }
-    for library in libraries {
-        layer.file(&library.to_string_lossy(), library, 0o755)?;
     }
     layer.file(name, program, 0o755)?;
     layer.finish()
@@ -350,7 +323,7 @@ mod tests {
         let program = folder.path().join("carillon");
         std::fs::write(&program, "not really a program").unwrap();
         let layer = folder.path().join("layer");
-        write_layer(&layer, "carillon", &program, std::slice::from_ref(&program)).unwrap();
+        write_layer(&layer, "carillon", &program).unwrap();
         let archive = folder.path().join("carillon.tar");
         write_archive(&archive, &layer, "carillon.local/carillon:1", "carillon").unwrap();
 
@@ -380,10 +353,6 @@ mod tests {
         let files = entries(layer_content.as_slice());
         assert_eq!(files["carillon"], (0o755, b"not really a program".to_vec()));
         assert_eq!(files["tmp/"].0, 0o1777);
-        assert!(
-            files.contains_key(program.to_str().unwrap().trim_start_matches('/')),
-            "libraries keep their paths"
-        );
         assert!(String::from_utf8_lossy(&files["etc/passwd"].1).contains("nonroot:x:65532:65532"));
     }
 
@@ -394,21 +363,9 @@ mod tests {
         std::fs::write(&program, "x").unwrap();
         let layers = ["first", "second"].map(|name| {
             let layer = folder.path().join(name);
-            write_layer(&layer, "carillon", &program, &[]).unwrap();
+            write_layer(&layer, "carillon", &program).unwrap();
             std::fs::read(layer).unwrap()
         });
         assert_eq!(layers[0], layers[1]);
-    }
-
-    #[test]
-    fn libraries_are_what_ldd_names_by_path() {
-        let said = "\tlinux-vdso.so.1 (0x00007fff)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        assert_eq!(
-            parse_ldd(said),
-            [
-                PathBuf::from("/lib/x86_64-linux-gnu/libc.so.6"),
-                "/lib64/ld-linux-x86-64.so.2".into()
-            ]
-        );
     }
 }

@@ -99,7 +99,7 @@ fn run_into(report: &mut Report, options: &Options) -> Result<()> {
     if options.fast {
         return run_tests(report, &build, &Servers::default(), options);
     }
-    let images = process::step("write the images", || image::from_build(&build))?;
+    let images = image::build(false, None)?;
     let cluster = if options.use_current_cluster {
         Cluster::Current
     } else {

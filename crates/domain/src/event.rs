@@ -212,6 +212,13 @@ pub struct Revision {
 }
 
 impl StoredMessage {
+    /// Without the changes after `head`: a change that is being written isn't committed yet, so nobody may see it.
+    #[must_use]
+    pub fn up_to(mut self, head: Sequence) -> Self {
+        self.changes.retain(|change| change.sequence <= head);
+        self
+    }
+
     /// Folds the events into what a reader sees; `None` if the first event is no message.
     pub fn fold(&self) -> Option<Message> {
         let EventBody::Message { id, draft } = &self.sent.body else {

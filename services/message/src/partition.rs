@@ -55,7 +55,8 @@ static TAKEOVERS: LazyLock<IntCounterVec> = LazyLock::new(|| {
 /// Requests that may wait for one partition.
 const WAITING: usize = 2048;
 /// Requests decided and written together.
-const BATCH: usize = 512;
+/// (an event log takes at most 512 events of one room at once, and a request makes two at most).
+const BATCH: usize = 256;
 /// Store reads under way at once for one batch.
 const READS_AT_ONCE: usize = 64;
 /// Rooms remembered per partition before all are forgotten (and opened again when needed).
@@ -637,13 +638,14 @@ pub async fn stored_message(
     let Some((found, place)) = log.find_message(id).await? else {
         return Ok(None);
     };
-    if found != room.id() || place > room.now.lock().head {
+    let head = room.now.lock().head;
+    if found != room.id() || place > head {
         return Ok(None);
     }
     let stored = log.messages(found, &room.fences, place, place).await?.pop();
-    Ok(stored.filter(
-        |stored| matches!(stored.sent.body, EventBody::Message { id: stored, .. } if stored == id),
-    ))
+    Ok(stored
+        .filter(|stored| matches!(stored.sent.body, EventBody::Message { id: stored, .. } if stored == id))
+        .map(|stored| stored.up_to(head)))
 }
 
 fn refuse(request: Request, error: Error) {

@@ -55,7 +55,7 @@ pub async fn history(
     let mut messages: Vec<Message> = pages
         .into_iter()
         .flatten()
-        .filter_map(|stored| stored.fold())
+        .filter_map(|stored| stored.up_to(head).fold())
         .collect();
     if messages.len() > query.limit {
         if upwards {
@@ -90,7 +90,10 @@ pub async fn events(
         log.messages(room.id(), &room.fences, from, to),
     )?;
     check_dense(&events, from, to)?;
-    let mut deleted: HashSet<MessageId> = messages.iter().filter_map(deleted_id).collect();
+    let mut deleted: HashSet<MessageId> = messages
+        .iter()
+        .filter_map(|stored| deleted_id(stored, head))
+        .collect();
     // An edit's message may lie before this page, and its deletion after it.
     let earlier: HashMap<Sequence, MessageId> = events
         .iter()
@@ -104,7 +107,7 @@ pub async fn events(
             log.messages(room.id(), &room.fences, place, place)
                 .await?
                 .iter()
-                .filter_map(deleted_id),
+                .filter_map(|stored| deleted_id(stored, head)),
         );
     }
     let events = events
@@ -125,8 +128,10 @@ pub async fn events(
     })
 }
 
-fn deleted_id(stored: &StoredMessage) -> Option<MessageId> {
+fn deleted_id(stored: &StoredMessage, head: Sequence) -> Option<MessageId> {
     stored
+        .clone()
+        .up_to(head)
         .fold()
         .filter(|message| message.deleted_at.is_some())
         .map(|message| message.id)

@@ -69,11 +69,6 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Sends a signal by name, such as `STOP`.
     pub fn signal(&self, signal: &str) {
         let status = Command::new("kill")

@@ -139,12 +139,10 @@ pub async fn check_schema(session: &Session, keyspace: &str) -> Result<()> {
         .unwrap_or(0);
     let refuse = |detail: String| Err(Error::new(ErrorCode::FailedPrecondition, detail));
     match current.cmp(&latest) {
-        std::cmp::Ordering::Equal => Ok(()),
+        // Migrations only add, so that pods of the release before can restart while a newer one is rolled out.
+        std::cmp::Ordering::Equal | std::cmp::Ordering::Greater => Ok(()),
         std::cmp::Ordering::Less => refuse(format!(
             "scylla: the schema of keyspace {keyspace} is at version {current}, this release needs {latest}: run the migrations first"
-        )),
-        std::cmp::Ordering::Greater => refuse(format!(
-            "scylla: the schema of keyspace {keyspace} is at version {current}, this release knows {latest}: use the newer release"
         )),
     }
 }

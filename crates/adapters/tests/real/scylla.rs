@@ -509,9 +509,8 @@ async fn migrations_run_once() {
                 "INSERT INTO {keyspace}.schema_migrations (component, version, checksum) VALUES ('carillon', ?, 'x')"
             );
             session.query_unpaged(cql, (newer,)).await.unwrap();
-            let error = check_schema(&session, &keyspace).await.unwrap_err();
-            assert_eq!(error.code, ErrorCode::FailedPrecondition);
-            assert!(error.detail.contains("newer release"), "{}", error.detail);
+            // OPS-06: a pod of the release before may restart while a newer release is rolled out.
+            check_schema(&session, &keyspace).await.unwrap();
             let cql = format!(
                 "UPDATE {keyspace}.schema_migrations SET checksum = 'other' WHERE component = 'carillon' AND version = 1"
             );

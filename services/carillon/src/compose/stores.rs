@@ -34,10 +34,16 @@ pub struct FastStore {
     pub presence: Arc<dyn PresenceStore>,
 }
 
+/// Everything in one data directory.
+pub struct EmbeddedStores {
+    pub wide: WideStore,
+    pub fast: FastStore,
+    pub queue: Arc<dyn PushQueue>,
+    pub probe: Arc<dyn Probe>,
+}
+
 /// Opens the embedded stores.
-pub fn open_embedded(
-    directory: &Path,
-) -> Result<(WideStore, FastStore, Arc<dyn PushQueue>, Arc<dyn Probe>), Failure> {
+pub fn open_embedded(directory: &Path) -> Result<EmbeddedStores, Failure> {
     let stores = embedded::open(directory)?;
     let wide = WideStore {
         accounts: stores.accounts,
@@ -53,7 +59,12 @@ pub fn open_embedded(
         registry: stores.registry,
         presence: stores.presence,
     };
-    Ok((wide, fast, stores.push_queue, stores.probe))
+    Ok(EmbeddedStores {
+        wide,
+        fast,
+        queue: stores.push_queue,
+        probe: stores.probe,
+    })
 }
 
 /// Opens the store of uploaded bytes.
@@ -196,7 +207,7 @@ impl LateStores {
     ) -> Result<Option<Arc<dyn PushQueue>>, Failure> {
         let options = rabbitmq::RabbitOptions {
             url: config::rabbitmq_url(&stores.rabbitmq)?,
-            prefix: format!("{}.", stores.scylla.keyspace),
+            prefix: stores.scylla.keyspace.clone(),
         };
         let connected = self
             .rabbitmq

@@ -47,7 +47,12 @@ pub async fn up(options: Up) -> Result<(), Failure> {
     )
     .await?;
 
-    let (wide, fast, queue, probe) = stores::open_embedded(&data_dir)?;
+    let stores::EmbeddedStores {
+        wide,
+        fast,
+        queue,
+        probe,
+    } = stores::open_embedded(&data_dir)?;
     keys::ensure(&config.keys)?;
     let blobs = stores::open_blobs(&config.media.blob)?;
 
