@@ -14,7 +14,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
-use crate::cargo::{self, Build};
+use crate::cargo;
 use crate::process;
 
 /// The user that the program runs as: nobody in particular, as restricted pods demand.
