@@ -20,7 +20,9 @@ use kube::core::PartialObjectMeta;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 
-use crate::build::{self, SIGNING_KEY, instance_selector, internal_secret_name, jwt_secret_name};
+use crate::build::{
+    self, Keys, SIGNING_KEY, instance_selector, internal_secret_name, jwt_secret_name,
+};
 use crate::keys;
 use crate::metrics::Metrics;
 use crate::validate::Order;
@@ -106,7 +108,7 @@ pub enum KeyError {
     Api(#[from] kube::Error),
     /// The Secret exists, but somebody put something else in it.
     #[error(
-        "Secret {secret}, key {key}: {source}; delete the Secret to have a new one made (it ends every session)"
+        "Secret {secret}, key {key}: {source}; delete the Secret to have a new one made (it ends every session and restarts every pod)"
     )]
     Unusable {
         /// Name of the Secret.
@@ -118,17 +120,12 @@ pub enum KeyError {
     },
 }
 
-/// The public keys of the cluster. Makes the signing key and the internal token when they aren't there yet, and never
+/// The keys of the cluster. Makes the signing key and the internal token when they aren't there yet, and never
 /// overwrites one that is.
-pub async fn public_keys(
-    client: &Client,
-    metrics: &Metrics,
-    order: &Order,
-) -> Result<String, KeyError> {
+pub async fn keys(client: &Client, metrics: &Metrics, order: &Order) -> Result<Keys, KeyError> {
     let api: Api<Secret> = Api::namespaced(client.clone(), &order.namespace);
-    let internal: Option<PartialObjectMeta<Secret>> = api
-        .get_metadata_opt(&internal_secret_name(&order.name))
-        .await?;
+    let name = internal_secret_name(&order.name);
+    let mut internal: Option<PartialObjectMeta<Secret>> = api.get_metadata_opt(&name).await?;
     if internal.is_none() {
         create_once(
             &api,
@@ -136,7 +133,12 @@ pub async fn public_keys(
             build::internal_secret(order, keys::new_internal_token()),
         )
         .await?;
+        // Read back: when two operators raced, the first one's token is the token.
+        internal = Some(api.get_metadata(&name).await?);
     }
+    let internal_uid = internal
+        .and_then(|secret| secret.metadata.uid)
+        .unwrap_or_default();
     let name = jwt_secret_name(&order.name);
     let mut secret = api.get_opt(&name).await?;
     if secret.is_none() {
@@ -146,7 +148,7 @@ pub async fn public_keys(
             build::jwt_secret(order, keys::new_signing_key_pem()),
         )
         .await?;
-        // Read back: when two operators raced, the first one's key is the key.
+        // As above.
         secret = Some(api.get(&name).await?);
     }
     let pem = secret
@@ -154,11 +156,12 @@ pub async fn public_keys(
         .and_then(|mut data| data.remove(SIGNING_KEY))
         .map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned())
         .unwrap_or_default();
-    keys::jwks_of(&pem).map_err(|source| KeyError::Unusable {
+    let jwks = keys::jwks_of(&pem).map_err(|source| KeyError::Unusable {
         secret: name,
         key: SIGNING_KEY,
         source,
-    })
+    })?;
+    Ok(Keys { jwks, internal_uid })
 }
 
 async fn create_once(

@@ -157,14 +157,14 @@ async fn bring_about(
     applier: &mut Applier<'_>,
     seen: &mut Observation,
 ) -> Result<(), ReconcileError> {
-    let jwks = match dereference::public_keys(&context.client, &context.metrics, order).await {
-        Ok(jwks) => jwks,
+    let keys = match dereference::keys(&context.client, &context.metrics, order).await {
+        Ok(keys) => keys,
         Err(error) => {
             seen.components = components_without_order(live);
             return Err(error.into());
         }
     };
-    let children = build::children(order, &jwks);
+    let children = build::children(order, &keys);
     // Until the end of this pass: what there is, measured by what is ordered.
     seen.components = components(order, &children, live);
     seen.migration = migration(find_job(&children, live));

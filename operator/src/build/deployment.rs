@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::labels::{labels, match_labels, metadata, selector};
 use super::pod::{Volumes, container_security, environment, image_pull_secrets, pod_security};
 use super::service::port_name;
-use super::{object, object_name, replicas, short_hash};
+use super::{Keys, object, object_name, replicas, short_hash};
 use crate::validate::Order;
 
 /// Seconds a pod gets beyond its drain time to flush and close its stores.
@@ -17,8 +17,10 @@ const CLOSING_SECONDS: u64 = 20;
 
 /// Annotation of a pod template with the hash of the configuration its pods were started with.
 const CONFIG_HASH: &str = "carillon.chat/config-hash";
+/// Annotation of a pod template with the hash of the keys its pods were started with: they read them once.
+const KEYS_HASH: &str = "carillon.chat/keys-hash";
 
-pub(super) fn build(order: &Order, role: Role) -> Deployment {
+pub(super) fn build(order: &Order, role: Role, keys: &Keys) -> Deployment {
     let mut deployment: Deployment = object(json!({
         "metadata": metadata(order, object_name(order, role), Some(role.name())),
         "spec": {
@@ -27,7 +29,7 @@ pub(super) fn build(order: &Order, role: Role) -> Deployment {
             "progressDeadlineSeconds": 300,
             "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 0, "maxSurge": 1 } },
             "template": {
-                "metadata": { "labels": labels(order, role.name()), "annotations": annotations(order) },
+                "metadata": { "labels": labels(order, role.name()), "annotations": annotations(order, keys) },
                 "spec": pod(order, role),
             },
         },
@@ -37,9 +39,10 @@ pub(super) fn build(order: &Order, role: Role) -> Deployment {
     deployment
 }
 
-fn annotations(order: &Order) -> Value {
+fn annotations(order: &Order, keys: &Keys) -> Value {
     json!({
         CONFIG_HASH: short_hash(&order.config.to_yaml()),
+        KEYS_HASH: keys.hash(),
         "prometheus.io/scrape": "true",
         "prometheus.io/port": order.config.admin_port.to_string(),
         "prometheus.io/path": "/metrics",
@@ -148,48 +151,52 @@ fn resources(order: &Order, role: Role) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::tests::{FULL, SMALL, order_of, yaml_of};
+    use crate::build::tests::{FULL, SMALL, keys, order_of, yaml_of};
 
     #[test]
     fn gateway_under_an_autoscaler() {
-        insta::assert_snapshot!(yaml_of(&build(&order_of(FULL), Role::Gateway)));
+        insta::assert_snapshot!(yaml_of(&build(&order_of(FULL), Role::Gateway, &keys())));
     }
 
     #[test]
     fn auth() {
-        insta::assert_snapshot!(yaml_of(&build(&order_of(FULL), Role::Auth)));
+        insta::assert_snapshot!(yaml_of(&build(&order_of(FULL), Role::Auth, &keys())));
     }
 
     #[test]
     fn message() {
-        insta::assert_snapshot!(yaml_of(&build(&order_of(SMALL), Role::Message)));
+        insta::assert_snapshot!(yaml_of(&build(&order_of(SMALL), Role::Message, &keys())));
     }
 
     #[test]
     fn presence() {
-        insta::assert_snapshot!(yaml_of(&build(&order_of(SMALL), Role::Presence)));
+        insta::assert_snapshot!(yaml_of(&build(&order_of(SMALL), Role::Presence, &keys())));
     }
 
     #[test]
     fn media_on_an_ephemeral_directory() {
-        insta::assert_snapshot!(yaml_of(&build(&order_of(SMALL), Role::Media)));
+        insta::assert_snapshot!(yaml_of(&build(&order_of(SMALL), Role::Media, &keys())));
     }
 
     #[test]
     fn media_on_s3() {
-        insta::assert_snapshot!(yaml_of(&build(&order_of(FULL), Role::Media)));
+        insta::assert_snapshot!(yaml_of(&build(&order_of(FULL), Role::Media, &keys())));
     }
 
     #[test]
     fn notification() {
-        insta::assert_snapshot!(yaml_of(&build(&order_of(FULL), Role::Notification)));
+        insta::assert_snapshot!(yaml_of(&build(
+            &order_of(FULL),
+            Role::Notification,
+            &keys()
+        )));
     }
 
     #[test]
     fn a_pod_is_given_more_time_than_its_drain() {
         for spec in [SMALL, FULL] {
             let order = order_of(spec);
-            let grace = build(&order, Role::Gateway)
+            let grace = build(&order, Role::Gateway, &keys())
                 .spec
                 .template
                 .spec
@@ -205,7 +212,11 @@ mod tests {
             "media: {store: {s3: {bucket: town, endpoint: 'https://s3.example.com', secretName: s3}}}",
             "media: {store: {directory: {persistentVolumeClaim: {claimName: files}}}}",
         ));
-        let pod = build(&order, Role::Media).spec.template.spec.unwrap();
+        let pod = build(&order, Role::Media, &keys())
+            .spec
+            .template
+            .spec
+            .unwrap();
         let volume = pod
             .volumes
             .unwrap()

@@ -55,18 +55,35 @@ pub struct Children {
     pub ingresses: Vec<Ingress>,
 }
 
-/// The children of `order`; `jwks` are the public keys of its Secret.
-pub fn children(order: &Order, jwks: &str) -> Children {
+/// The keys of an order's two Secrets, as far as the operator knows them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keys {
+    /// The public half of the signing key, as a JWK set.
+    pub jwks: String,
+    /// Uid of the Secret with the internal token. The Secret is immutable, so another token is another uid; the token
+    /// itself is never read.
+    pub internal_uid: String,
+}
+
+impl Keys {
+    /// Tells these keys from any others.
+    fn hash(&self) -> String {
+        short_hash(&format!("{}\n{}", self.jwks, self.internal_uid))
+    }
+}
+
+/// The children of `order`, with the keys of its Secrets.
+pub fn children(order: &Order, keys: &Keys) -> Children {
     Children {
         service_accounts: service_account::build(order),
-        config_maps: config_map::build(order, jwks),
+        config_maps: config_map::build(order, &keys.jwks),
         services: service::build(order),
         network_policies: network_policy::build(order),
         pod_disruption_budgets: pod_disruption_budget::build(order),
         migration_job: migration_job::build(order),
         deployments: Role::ALL
             .iter()
-            .map(|role| deployment::build(order, *role))
+            .map(|role| deployment::build(order, *role, keys))
             .collect(),
         autoscalers: autoscaler::build(order),
         ingresses: ingress::build(order),
@@ -179,6 +196,14 @@ redis: {external: {url: 'redis://redis:6379', secretName: redis}}
 rabbitmq: {external: {secretName: rabbit}}
 ";
 
+    /// Keys that every test's cluster has.
+    pub(crate) fn keys() -> Keys {
+        Keys {
+            jwks: r#"{"keys":[]}"#.to_owned(),
+            internal_uid: "66666666-7777-8888-9999-000000000000".to_owned(),
+        }
+    }
+
     pub(crate) fn yaml_of<T: Serialize>(objects: &T) -> String {
         serde_saphyr::to_string(&serde_json::to_value(objects).unwrap()).unwrap()
     }
@@ -196,7 +221,7 @@ rabbitmq: {external: {secretName: rabbit}}
     #[test]
     fn every_pod_is_restricted_and_has_no_token() {
         for spec in [SMALL, FULL] {
-            let children = children(&order_of(spec), "{}");
+            let children = children(&order_of(spec), &keys());
             let mut pods: Vec<_> = children
                 .deployments
                 .iter()
@@ -233,7 +258,7 @@ rabbitmq: {external: {secretName: rabbit}}
     /// The signing key is mounted by the auth role alone.
     #[test]
     fn only_auth_can_read_the_signing_key() {
-        let children = children(&order_of(FULL), "{}");
+        let children = children(&order_of(FULL), &keys());
         for deployment in children.deployments {
             let name = deployment.metadata.name.clone().unwrap();
             let pod = deployment.spec.template.spec.unwrap();
@@ -247,11 +272,38 @@ rabbitmq: {external: {secretName: rabbit}}
         }
     }
 
+    /// Roles read their keys once, at start: pods with other keys refuse each other, so all are made anew.
+    #[test]
+    fn a_secret_that_is_made_anew_rolls_every_pod() {
+        let templates = |keys: &Keys| -> Vec<String> {
+            children(&order_of(SMALL), keys)
+                .deployments
+                .iter()
+                .map(|deployment| yaml_of(&deployment.spec.template))
+                .collect()
+        };
+        let before = templates(&keys());
+        assert_eq!(before, templates(&keys()));
+        let other_signing_key = Keys {
+            jwks: r#"{"keys":[{}]}"#.to_owned(),
+            ..keys()
+        };
+        let other_internal_token = Keys {
+            internal_uid: "other".to_owned(),
+            ..keys()
+        };
+        for changed in [other_signing_key, other_internal_token] {
+            for (before, after) in before.iter().zip(templates(&changed)) {
+                assert_ne!(*before, after);
+            }
+        }
+    }
+
     /// A pod whose configuration or image did not change keeps its template, whatever else the order changes.
     #[test]
     fn an_unrelated_change_rolls_no_pod() {
         let template = |spec: &str| {
-            let children = children(&order_of(spec), "{}");
+            let children = children(&order_of(spec), &keys());
             yaml_of(
                 &children
                     .deployments
