@@ -31,7 +31,7 @@ impl Component {
         self.count(|status| status.ready_replicas)
     }
 
-    /// Whether the numbers are about the Deployment as it is now.
+    /// Whether the numbers are about the Deployment as it is now, and not as it was before its last change.
     fn is_observed(&self) -> bool {
         self.deployment.as_ref().is_some_and(|deployment| {
             let observed = deployment
@@ -42,15 +42,17 @@ impl Component {
         })
     }
 
-    /// Whether enough pods are ready, of whatever template.
+    /// Whether enough pods are ready, of whatever template. A change that the Deployment controller has not seen yet has
+    /// not taken a pod away either.
     pub fn is_serving(&self) -> bool {
-        self.is_observed() && self.needed > 0 && self.ready() >= self.needed
+        self.needed > 0 && self.ready() >= self.needed
     }
 
     /// Whether all pods, and only those, are of the ordered template and ready.
     pub fn is_complete(&self) -> bool {
         let desired = self.desired();
         self.as_ordered
+            && self.is_observed()
             && self.is_serving()
             && self.ready() >= desired
             && self.count(|status| status.updated_replicas) >= desired
@@ -73,7 +75,7 @@ impl Component {
         format!(
             "{} ready, {}/{} updated",
             self.describe(),
-            if self.as_ordered {
+            if self.as_ordered && self.is_observed() {
                 self.count(|status| status.updated_replicas)
             } else {
                 0
@@ -166,10 +168,11 @@ mod tests {
     }
 
     #[test]
-    fn numbers_about_an_earlier_generation_count_for_nothing() {
+    fn a_change_that_nobody_acted_on_yet_is_not_complete_and_takes_no_pod_away() {
         let mut seen = component(Role::Auth, 2, 2, 2);
         seen.deployment.as_mut().unwrap().metadata.generation = Some(2);
-        assert!(!seen.is_serving());
+        assert!(seen.is_serving() && !seen.is_complete());
+        assert_eq!(seen.describe_progress(), "auth 2/2 ready, 0/2 updated");
     }
 
     #[test]
