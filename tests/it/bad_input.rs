@@ -1,6 +1,6 @@
 //! Bad input gets a clear answer and loses nothing: on the command line, over HTTP, and on the socket.
 
-use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _, time::Duration};
+use std::{fs, net::TcpListener, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
@@ -127,9 +127,6 @@ async fn bad_data_directories() -> Result<()> {
         &["--data-dir", "/proc/carillon"],
         &["/proc/carillon"],
     )?;
-    let locked = directory.path().join("locked");
-    fs::create_dir(&locked)?;
-    fs::set_permissions(&locked, fs::Permissions::from_mode(0o500))?;
 
     let up = Up::start(QUICK).await?;
     let data = up.directory.path().join("data").display().to_string();

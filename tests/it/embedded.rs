@@ -258,10 +258,10 @@ async fn uploads() -> Result<()> {
     Ok(())
 }
 
-/// A half-written store: what a crash tore off at the end is repaired; garbage where data was gives a clear error, and the
-/// process doesn't start over with an empty store.
+/// A half-written store: what a crash tore off at the end is repaired; damage in the middle is named, and the process
+/// doesn't start over with an empty store.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_store_is_not_replaced() -> Result<()> {
+async fn a_damaged_store_is_repaired_or_refused() -> Result<()> {
     let mut up = Up::start(QUICK).await?;
     let mut stage = Stage::new(vec![up.base.clone()]);
     stage
@@ -282,17 +282,32 @@ async fn a_damaged_store_is_not_replaced() -> Result<()> {
         .append(true)
         .open(&journal)?
         .write_all(&[0xff; 37])?;
-    let torn = up.restart().await;
-    if let Err(error) = torn {
-        ensure!(
-            format!("{error:#}").contains("data"),
-            "an unclear error: {error:#}"
-        );
-    } else {
-        stage.run("alice: history #r = \"kept\"").await?;
-        up.process.kill();
-    }
-    Ok(())
+    up.restart().await.context("after a torn write")?;
+    stage.run("alice: history #r = \"kept\"").await?;
+    stage.run("alice: post #r \"more\"").await?;
+    up.process.kill();
+
+    let whole = fs::read(&journal)?;
+    let mut damaged = whole.clone();
+    let middle = damaged
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .context("data")?
+        / 2;
+    damaged[middle..middle + 64].fill(0xff);
+    fs::write(&journal, damaged)?;
+    let mut refused = up.start_again()?;
+    let status = refused.wait(Duration::from_secs(20))?;
+    ensure!(status == Some(69), "{status:?}: {}", refused.output());
+    let said = refused.output();
+    ensure!(
+        said.contains(&data.display().to_string()) && !said.contains("panicked"),
+        "{said}"
+    );
+    // Nothing was thrown away: with the journal as it was, all is there.
+    fs::write(&journal, whole)?;
+    up.restart().await?;
+    stage.run("alice: history #r = \"kept\" \"more\"").await
 }
 
 fn collect(directory: &std::path::Path, files: &mut Vec<(std::path::PathBuf, u64)>) -> Result<()> {

@@ -12,5 +12,6 @@ mod grpc;
 mod layout;
 mod push;
 mod real;
+mod stores_fail;
 mod traces;
 mod world;

@@ -78,6 +78,13 @@ impl Report {
         }
     }
 
+    /// Whether a row has anything in it.
+    pub fn has_tests(&self, row: &str) -> bool {
+        self.rows
+            .iter()
+            .any(|one| one.name == row && one.has_something())
+    }
+
     /// Adds the time that a row's tests took.
     pub fn add_time(&mut self, row: &str, elapsed: Duration) {
         self.row(row).elapsed += elapsed;

@@ -18,6 +18,7 @@ const STORE_SETTINGS: &[(&str, &str)] = &[
     ("CARILLON_CASSANDRA_PORT", "9342"),
     ("CARILLON_CASSANDRA_STORAGE_PORT", "7300"),
     ("CARILLON_REDIS_PORT", "6590"),
+    ("CARILLON_REDIS_CLUSTER_PORT", "7590"),
     ("CARILLON_RABBITMQ_PORT", "5890"),
     ("CARILLON_RABBITMQ_EPMD_PORT", "4590"),
 ];
@@ -74,7 +75,7 @@ impl Servers {
             }
             Cluster::Current => {
                 servers.use_current_cluster()?;
-                std::env::var("CARILLON_STORES_ADDR").unwrap_or_else(|_| "127.0.0.1".to_owned())
+                stores_address()?
             }
         };
         servers.start_stores(&address)?;
@@ -131,7 +132,15 @@ impl Servers {
         self.started.push(stores(&["down"]));
         // Leftovers of a run that was killed would bring their data along.
         process::run(&mut stores(&["down"]))?;
-        process::step("start the stores", || process::run(&mut stores(&["up"])))?;
+        process::step("start the stores", || {
+            process::run(&mut stores(&[
+                "up",
+                "cassandra",
+                "redis",
+                "redis-cluster",
+                "rabbitmq",
+            ]))
+        })?;
         self.environment
             .extend(exports(&process::output(&mut stores(&["env"]))?));
         Ok(())
@@ -179,8 +188,23 @@ impl Drop for Servers {
     }
 }
 
+/// Where a user's own cluster finds the stores of this machine.
+fn stores_address() -> Result<String> {
+    let address = std::env::var("CARILLON_STORES_ADDR").unwrap_or_default();
+    let usable = address
+        .parse::<std::net::IpAddr>()
+        .is_ok_and(|address| !address.is_loopback() && !address.is_unspecified());
+    if !usable {
+        bail!(
+            "--use-current-cluster: set CARILLON_STORES_ADDR to an address of this machine that the cluster's pods reach, \
+             and from which the pods' addresses are reached; it is {address:?}"
+        );
+    }
+    Ok(address)
+}
+
 /// The testbed's cache folder, by the same rule as in its scripts.
-fn cache_dir() -> Result<PathBuf> {
+pub fn cache_dir() -> Result<PathBuf> {
     if let Some(cache) = std::env::var_os("CARILLON_CACHE") {
         return Ok(cache.into());
     }

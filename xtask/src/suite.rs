@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::cargo::{self, Artifact, Build};
-use crate::libtest::Reader;
+use crate::libtest::{Reader, Tested, Verdict};
 use crate::process::{self, Running};
 use crate::report::Report;
 use crate::servers::{self, Cluster, SERVER_VARIABLES, Servers};
@@ -81,9 +81,12 @@ fn run_into(report: &mut Report, options: &Options) -> Result<()> {
         })?;
     }
     if !options.fast {
-        check(report, "testbed", || {
+        let installed = check(report, "testbed", || {
             process::run(&mut servers::script("install", &[]))
         })?;
+        if installed.is_none() {
+            bail!("there are no servers to test with; `--fast` runs what needs none");
+        }
     }
     let Some(build) = check(report, "build", || {
         cargo::build(&["--workspace", "--all-targets"])
@@ -94,7 +97,7 @@ fn run_into(report: &mut Report, options: &Options) -> Result<()> {
     if whole {
         check(report, "lints", || process::run(&mut cargo::clippy()))?;
         check(report, "derived files", || generate::check_with(&build))?;
-        check_dependencies(report)?;
+        check_dependencies(report, options.fast)?;
     }
     if options.fast {
         return run_tests(report, &build, &Servers::default(), options);
@@ -130,20 +133,40 @@ fn check<T>(
     }
 }
 
-/// Licences, sources and banned crates, where cargo-deny is there to check them. Advisories need a network.
-fn check_dependencies(report: &mut Report) -> Result<()> {
-    let mut probe = process::cargo();
-    probe
-        .args(["deny", "--version"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    if !probe.status().is_ok_and(|status| status.success()) {
-        eprintln!("==> dependencies: not checked, cargo-deny is not installed");
-        return Ok(());
+/// The version of cargo-deny that the full suite installs.
+const CARGO_DENY: &str = "0.20.2";
+
+/// Licences, sources and banned crates. Advisories need a network, and change without us. The full suite installs
+/// cargo-deny beside the testbed's pieces; the fast one uses what is there.
+fn check_dependencies(report: &mut Report, fast: bool) -> Result<()> {
+    let tools = servers::cache_dir()?.join(format!("cargo-deny-{CARGO_DENY}"));
+    let program = tools.join("bin/cargo-deny");
+    if !program.exists() {
+        if fast {
+            report.add_test(
+                "checks",
+                "checks",
+                &Tested {
+                    name: "dependencies".into(),
+                    verdict: Verdict::Skipped("the full suite installs cargo-deny".into()),
+                },
+            );
+            return Ok(());
+        }
+        let installed = check(report, "cargo-deny", || {
+            process::run(
+                process::cargo()
+                    .args(["install", "cargo-deny", "--locked", "--quiet"])
+                    .args(["--version", CARGO_DENY, "--root"])
+                    .arg(&tools),
+            )
+        })?;
+        if installed.is_none() {
+            return Ok(());
+        }
     }
     check(report, "dependencies", || {
-        process::run(process::cargo().args([
-            "deny",
+        process::run(Command::new(&program).current_dir(process::root()).args([
             "--workspace",
             "check",
             "bans",
@@ -183,14 +206,29 @@ fn run_tests(
     for program in programs {
         runner.run_program(report, program)?;
     }
-    if options.filter.is_none() {
+    let Some(filter) = &options.filter else {
         runner.run_documentation(report)?;
+        for ring in RINGS {
+            if !report.has_tests(ring) {
+                report.add_check(
+                    "checks",
+                    &format!("{ring} has tests"),
+                    false,
+                    Duration::ZERO,
+                );
+            }
+        }
+        return Ok(());
+    };
+    if !RINGS.iter().any(|ring| report.has_tests(ring)) {
+        bail!("no test's name contains {filter:?}");
     }
     Ok(())
 }
 
 /// The report's rows, in order.
 const ROWS: &[&str] = &["checks", PURE, CONFORMANCE, SYSTEM, CLUSTER, DOCUMENTATION];
+const RINGS: &[&str] = &[PURE, CONFORMANCE, SYSTEM, CLUSTER];
 const PURE: &str = "ring 1: pure";
 const CONFORMANCE: &str = "ring 2: conformance";
 const SYSTEM: &str = "ring 3: system";
@@ -200,19 +238,17 @@ const DOCUMENTATION: &str = "documentation";
 /// The package with the tests of the whole system.
 const SYSTEM_TESTS: &str = "carillon-tests";
 
-/// The report's row for a test.
-fn ring_of(package: &str, test: &str) -> &'static str {
-    let mut path = test.split("::");
-    if package == SYSTEM_TESTS {
-        if path.any(|part| part.starts_with("cluster")) {
-            CLUSTER
-        } else {
-            SYSTEM
-        }
-    } else if path.any(|part| part.contains("conformance")) {
-        CONFORMANCE
-    } else {
-        PURE
+/// The package with the adapters, and the conformance suites of their ports.
+const ADAPTERS: &str = "carillon-adapters";
+
+/// The report's row for a test, by its package, the kind of its program, and its name.
+fn ring_of(package: &str, kind: &str, test: &str) -> &'static str {
+    match (package, kind) {
+        (SYSTEM_TESTS, _) if test.split("::").any(|part| part.starts_with("cluster")) => CLUSTER,
+        (SYSTEM_TESTS, _) => SYSTEM,
+        // Its programs of tests run the suites on the embedded stores and on the real ones.
+        (ADAPTERS, "test") => CONFORMANCE,
+        _ => PURE,
     }
 }
 
@@ -236,7 +272,7 @@ impl Runner<'_> {
             .env("CARGO_PKG_NAME", &program.package);
         command.arg("--show-output").args(&self.options.filter);
         self.run_tests_of(report, &name, &mut command, |test| {
-            ring_of(&program.package, test)
+            ring_of(&program.package, &program.kind, test)
         })
     }
 
@@ -303,12 +339,14 @@ impl Runner<'_> {
         }
         // Whoever looks for a cluster by himself must not find the developer's.
         command.env("KUBECONFIG", "/dev/null");
+        // A failed assertion says what is wrong; frames of the runtime below it don't.
+        command.env("RUST_BACKTRACE", "0");
         command.env(
             "CARILLON_TEST_RING",
             if self.options.fast { "fast" } else { "full" },
         );
         if let Ok(program) = self.build.binary("carillon") {
-            command.env("CARILLON_TEST_BIN", program);
+            command.env("CARILLON_BIN", program);
         }
         command.envs(
             self.servers
@@ -358,26 +396,34 @@ mod tests {
 
     #[test]
     fn a_test_belongs_to_the_ring_that_its_package_and_name_say() {
-        assert_eq!(
-            ring_of("carillon-domain", "ids::a_room_id_sorts_by_time"),
-            "ring 1: pure"
-        );
-        assert_eq!(
-            ring_of("carillon-adapters", "conformance::scylla::messages"),
-            "ring 2: conformance"
-        );
-        assert_eq!(
-            ring_of("carillon-adapters", "redis::bus_conformance"),
-            "ring 2: conformance"
-        );
-        assert_eq!(
-            ring_of("carillon-tests", "chat::two_people_talk"),
-            "ring 3: system"
-        );
-        assert_eq!(
-            ring_of("carillon-tests", "cluster::a_rollout_loses_nothing"),
-            "ring 4: cluster"
-        );
+        for (package, kind, test, ring) in [
+            (
+                "carillon-domain",
+                "lib",
+                "ids::a_room_id_sorts_by_time",
+                PURE,
+            ),
+            (
+                "carillon-adapters",
+                "lib",
+                "scylla::fences::they_stay_few",
+                PURE,
+            ),
+            (
+                "carillon-adapters",
+                "test",
+                "redis::redis_sessions",
+                CONFORMANCE,
+            ),
+            ("carillon-tests", "test", "embedded::conversation", SYSTEM),
+            ("carillon-tests", "test", "cluster::helm_install", CLUSTER),
+        ] {
+            assert_eq!(
+                ring_of(package, kind, test),
+                ring,
+                "{package} {kind} {test}"
+            );
+        }
     }
 
     #[test]

@@ -25,27 +25,20 @@ const ROOMS: usize = 6;
 
 // === the child ===
 
-/// Not a test of its own: [`nothing_acknowledged_is_lost_when_the_process_is_killed`] runs it in a process that it kills.
-#[test]
-#[ignore = "run by another test, in a process of its own"]
-fn child() {
-    let Some(directory) = std::env::var_os(DIRECTORY) else {
-        return;
-    };
-    let stores = embedded::open(Path::new(&directory)).unwrap();
-    tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let rooms = known_rooms(&stores).await;
-        let tasks: Vec<_> = rooms
-            .into_iter()
-            .map(|(user, room)| {
-                let log = stores.log.clone();
-                tokio::spawn(append_for_ever(log, user, room))
-            })
-            .collect();
-        for task in tasks {
-            task.await.unwrap();
-        }
-    });
+/// What [`nothing_acknowledged_is_lost_when_the_process_is_killed`] is in the process that it kills.
+async fn child(directory: &Path) {
+    let stores = embedded::open(directory).unwrap();
+    let rooms = known_rooms(&stores).await;
+    let tasks: Vec<_> = rooms
+        .into_iter()
+        .map(|(user, room)| {
+            let log = stores.log.clone();
+            tokio::spawn(append_for_ever(log, user, room))
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
 }
 
 /// The rooms of the directory, made if there are none: each found through a mark that its user has read it.
@@ -111,6 +104,9 @@ async fn append_for_ever(log: std::sync::Arc<dyn RoomLog>, user: UserId, room: R
 /// Promise 1, MSG-20: ten processes, each killed in the middle of its work.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
+    if let Some(directory) = std::env::var_os(DIRECTORY) {
+        return child(Path::new(&directory)).await;
+    }
     let folder = tempfile::tempdir().unwrap();
     let mut random = StdRng::seed_from_u64(20);
     let mut acknowledged: Vec<RoomEvent> = Vec::new();
@@ -128,7 +124,11 @@ async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
 /// Runs the child until it acknowledged so many events, then kills it; every event that it acknowledged.
 fn run_and_kill(directory: &Path, until: usize) -> Vec<RoomEvent> {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--ignored", "--nocapture"])
+        .args([
+            "--exact",
+            "nothing_acknowledged_is_lost_when_the_process_is_killed",
+            "--nocapture",
+        ])
         .env(DIRECTORY, directory)
         .stdout(Stdio::piped())
         .spawn()

@@ -3,5 +3,6 @@
 pub mod client;
 pub mod platform;
 pub mod process;
+pub mod proxy;
 pub mod script;
 pub mod servers;

@@ -103,8 +103,13 @@ impl Up {
 
     /// Starts it again after it ended.
     pub async fn restart(&mut self) -> Result<()> {
-        self.process = Process::start("up", self.directory.path(), &self.arguments)?;
+        self.process = self.start_again()?;
         self.ready().await
+    }
+
+    /// The same command once more, whatever becomes of it.
+    pub fn start_again(&self) -> Result<Process> {
+        Process::start("up", self.directory.path(), &self.arguments)
     }
 }
 

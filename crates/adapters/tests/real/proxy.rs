@@ -21,7 +21,9 @@ pub struct Proxy {
 impl Proxy {
     /// In front of `host:port`.
     pub async fn start(target: String) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // At the target's own host: a driver takes a node's address from the node, and the port from where it dialled.
+        let (host, _) = target.rsplit_once(':').expect("host:port");
+        let listener = TcpListener::bind((host, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let connections: Arc<Mutex<JoinSet<()>>> = Arc::default();
         let (frozen, thaw) = watch::channel(false);

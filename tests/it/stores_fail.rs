@@ -1,0 +1,253 @@
+//! Promise 8: without a store the platform says so, answers with clear retryable errors, and heals by itself. Nothing that
+//! was acknowledged is lost, and what could not be acknowledged can be retried.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::world::{
+    client::{Answer, Person, http},
+    platform::{QUICK, RealCluster, RealOptions, Role},
+    proxy::{Network, Proxy},
+    script::texts,
+    servers::{self, Networks},
+};
+
+/// How long a change may take to be seen. Stores' drivers back off between attempts.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Outage {
+    test: &'static str,
+    /// The dependency's name in `/ready`.
+    store: &'static str,
+    network: fn(&Networks) -> &Proxy,
+    kind: Network,
+    /// Whether a message can be acknowledged without this store.
+    sends_go_on: bool,
+}
+
+/// `/ready`: the status, and what it says of one dependency.
+async fn ready(role: &Role, store: &str) -> Result<(u16, Value)> {
+    let answer = http().get(format!("{}/ready", role.admin)).send().await?;
+    let status = answer.status().as_u16();
+    let body: Value = answer.json().await?;
+    let dependency = body["dependencies"]
+        .as_array()
+        .and_then(|all| all.iter().find(|one| one["name"] == store))
+        .cloned()
+        .unwrap_or(Value::Null);
+    Ok((status, dependency))
+}
+
+/// Waits until a role says that the store is up or down.
+async fn wait_for(role: &Role, store: &str, up: bool) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (status, dependency) = ready(role, store).await?;
+        let word = if up { "up" } else { "down" };
+        if (status == 200) == up && dependency["status"] == word {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{store} is not said to be {word}: {status} {dependency}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// An answer that a client may retry, that says nothing of what is inside.
+fn is_clear(answer: &Answer) -> Result<()> {
+    let code = answer.body["code"].as_str().unwrap_or_default();
+    ensure!(
+        matches!(
+            (answer.status.as_u16(), code),
+            (503, "unavailable") | (504, "deadline_exceeded")
+        ),
+        "answered {}: {}",
+        answer.status,
+        answer.body
+    );
+    let text = answer.body.to_string().to_lowercase();
+    for inside in [
+        "redis",
+        "scylla",
+        "cassandra",
+        "rabbit",
+        "127.0.0.1",
+        "socket",
+        "tcp",
+        "grpc",
+    ] {
+        ensure!(!text.contains(inside), "{inside} leaked: {}", answer.body);
+    }
+    Ok(())
+}
+
+async fn outage(outage: &Outage) -> Result<()> {
+    let Some(servers) = servers::stores(outage.test) else {
+        return Ok(());
+    };
+    let (servers, networks) = servers.behind_proxies().await?;
+    let options = RealOptions {
+        gateways: 1,
+        messages: 1,
+        spec: QUICK.into(),
+        ..Default::default()
+    };
+    let mut cluster = RealCluster::start(&servers, &options).await?;
+    let base = cluster.gateways[0].base.clone();
+    let alice = Person::register(&base, "alice").await?;
+    let made = alice
+        .ask(
+            &base,
+            Method::POST,
+            "/rooms",
+            Some(&json!({"name": "r", "description": "", "type": "public"})),
+        )
+        .await?;
+    let room = made["id"].as_str().context("id")?.to_owned();
+    let path = format!("/rooms/{room}/messages");
+    let message = |id: &str| json!({"client_message_id": id, "type": "text", "content": id});
+    alice
+        .ask(&base, Method::POST, &path, Some(&message("before")))
+        .await?;
+
+    (outage.network)(&networks).set(outage.kind);
+    wait_for(&cluster.messages[0], outage.store, false).await?;
+    // Alive: a restart would not bring the store back.
+    let health = http().get(format!("{base}/health")).send().await?;
+    ensure!(health.status() == 200);
+    let mut expected = vec!["before".to_owned()];
+    for n in 0..3 {
+        let id = format!("during-{n}");
+        let answer = alice
+            .call(&base, Method::POST, &path, Some(&message(&id)))
+            .await?;
+        if outage.sends_go_on {
+            ensure!(answer.status == 201, "{}: {}", answer.status, answer.body);
+        } else {
+            is_clear(&answer)?;
+        }
+        expected.push(id);
+    }
+
+    (outage.network)(&networks).set(Network::Whole);
+    for role in cluster
+        .messages
+        .iter()
+        .chain(&cluster.gateways)
+        .chain(&cluster.others)
+    {
+        let (status, dependency) = ready(role, outage.store).await?;
+        if dependency.is_null() {
+            ensure!(status == 200, "a role without this store is not ready");
+        } else {
+            wait_for(role, outage.store, true).await?;
+        }
+    }
+    // The same messages again: whatever became of the first attempts, each is there once.
+    expected.push("after".to_owned());
+    for id in &expected[1..] {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = alice
+                .call(&base, Method::POST, &path, Some(&message(id)))
+                .await?;
+            if answer.status.is_success() {
+                break;
+            }
+            is_clear(&answer)?;
+            ensure!(Instant::now() < deadline, "sends did not heal");
+        }
+    }
+    let seen = texts(&alice.history(&base, &room).await?);
+    // A send that was given up by its caller may have been stored after the next one.
+    let (mut sorted, mut wanted) = (seen.clone(), expected.clone());
+    sorted.sort();
+    wanted.sort();
+    ensure!(
+        sorted == wanted && seen.first() == expected.first() && seen.last() == expected.last(),
+        "the room holds {seen:?}"
+    );
+    for role in cluster
+        .messages
+        .iter_mut()
+        .chain(&mut cluster.gateways)
+        .chain(&mut cluster.others)
+    {
+        ensure!(
+            role.process.is_running(),
+            "a role ended: {}",
+            role.process.output()
+        );
+    }
+    Ok(())
+}
+
+/// Promise 8, OPS-01.
+#[tokio::test(flavor = "multi_thread")]
+async fn scylla_is_gone() -> Result<()> {
+    outage(&Outage {
+        test: "stores_fail::scylla_is_gone",
+        store: "scylla",
+        network: |networks| &networks.scylla,
+        kind: Network::Cut,
+        sends_go_on: false,
+    })
+    .await
+}
+
+/// Promise 8, OPS-01.
+#[tokio::test(flavor = "multi_thread")]
+async fn scylla_is_silent() -> Result<()> {
+    outage(&Outage {
+        test: "stores_fail::scylla_is_silent",
+        store: "scylla",
+        network: |networks| &networks.scylla,
+        kind: Network::Stalled,
+        sends_go_on: false,
+    })
+    .await
+}
+
+/// Promise 8, OPS-01.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_gone() -> Result<()> {
+    outage(&Outage {
+        test: "stores_fail::redis_is_gone",
+        store: "redis",
+        network: |networks| &networks.redis,
+        kind: Network::Cut,
+        sends_go_on: false,
+    })
+    .await
+}
+
+/// Promise 8, OPS-01.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_silent() -> Result<()> {
+    outage(&Outage {
+        test: "stores_fail::redis_is_silent",
+        store: "redis",
+        network: |networks| &networks.redis,
+        kind: Network::Stalled,
+        sends_go_on: false,
+    })
+    .await
+}
+
+/// Promise 8, OPS-01: a push is no part of an acknowledgement.
+#[tokio::test(flavor = "multi_thread")]
+async fn rabbitmq_is_gone() -> Result<()> {
+    outage(&Outage {
+        test: "stores_fail::rabbitmq_is_gone",
+        store: "rabbitmq",
+        network: |networks| &networks.rabbitmq,
+        kind: Network::Cut,
+        sends_go_on: true,
+    })
+    .await
+}
