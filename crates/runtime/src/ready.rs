@@ -13,16 +13,67 @@ use tokio::sync::Mutex;
 const READY: &str = "ready";
 const DRAINING: &str = "draining";
 const UP: &str = "up";
+const CONNECTING: &str = "connecting";
+const DOWN: &str = "down";
 
 const FRESH: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Something that the process depends on.
+#[derive(Clone)]
+pub struct Dependency {
+    probe: Arc<dyn Probe>,
+    required: bool,
+}
+
+impl Dependency {
+    /// Without it the process can't do its work, and isn't ready.
+    pub fn required(probe: Arc<dyn Probe>) -> Self {
+        Self {
+            probe,
+            required: true,
+        }
+    }
+
+    /// The process does its work without it, if with less: it is shown, and makes nothing unready.
+    pub fn optional(probe: Arc<dyn Probe>) -> Self {
+        Self {
+            probe,
+            required: false,
+        }
+    }
+
+    /// Whether the process isn't ready without it.
+    pub fn is_required(&self) -> bool {
+        self.required
+    }
+
+    /// What asks it.
+    pub fn probe(&self) -> Arc<dyn Probe> {
+        self.probe.clone()
+    }
+}
+
+/// The cause in a probe's error until the first attempt to connect has ended: nothing is known to be wrong yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Connecting;
+
+impl std::fmt::Display for Connecting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the first attempt is under way")
+    }
+}
+
+impl std::error::Error for Connecting {}
 
 /// One dependency's state.
 #[derive(Clone, Debug, Serialize)]
 pub struct DependencyStatus {
     /// Its name, for example `scylla`.
     pub name: &'static str,
-    /// `up` or `down`.
+    /// Whether the process isn't ready without it.
+    pub required: bool,
+    /// `up`, `down`, or `connecting` until the first attempt has ended.
     pub status: &'static str,
     /// How long it took, in milliseconds.
     pub latency_ms: f64,
@@ -49,7 +100,7 @@ impl Status {
 
 /// Asks the dependencies.
 pub struct Readiness {
-    probes: Vec<Arc<dyn Probe>>,
+    dependencies: Vec<Dependency>,
     stop: tokio_util::sync::CancellationToken,
     // Held while asking, on purpose: everybody who asks meanwhile gets the same answer.
     last: Mutex<Option<(Instant, Status)>>,
@@ -57,9 +108,9 @@ pub struct Readiness {
 
 impl Readiness {
     /// For these dependencies; not ready any more once `stop` is cancelled.
-    pub fn new(probes: Vec<Arc<dyn Probe>>, stop: tokio_util::sync::CancellationToken) -> Self {
+    pub fn new(dependencies: Vec<Dependency>, stop: tokio_util::sync::CancellationToken) -> Self {
         Self {
-            probes,
+            dependencies,
             stop,
             last: Mutex::new(None),
         }
@@ -74,11 +125,11 @@ impl Readiness {
         if let Some((_, status)) = fresh {
             return status.clone();
         }
-        let dependencies = join_all(self.probes.iter().map(|probe| check(probe.as_ref()))).await;
-        let all_up = dependencies
+        let dependencies = join_all(self.dependencies.iter().map(check)).await;
+        let can_work = dependencies
             .iter()
-            .all(|dependency| dependency.status == UP);
-        let status = match (self.stop.is_cancelled(), all_up) {
+            .all(|dependency| dependency.status == UP || !dependency.required);
+        let status = match (self.stop.is_cancelled(), can_work) {
             (true, _) => DRAINING,
             (false, true) => READY,
             (false, false) => "unready",
@@ -92,20 +143,28 @@ impl Readiness {
     }
 }
 
-async fn check(probe: &dyn Probe) -> DependencyStatus {
+async fn check(dependency: &Dependency) -> DependencyStatus {
+    let probe = &dependency.probe;
     let started = Instant::now();
-    let detail = match tokio::time::timeout(PATIENCE, probe.check()).await {
-        Ok(Ok(())) => None,
+    let (status, detail) = match tokio::time::timeout(PATIENCE, probe.check()).await {
+        Ok(Ok(())) => (UP, None),
         Ok(Err(error)) => {
             tracing::debug!(dependency = probe.name(), %error, cause = error.cause_chain(), "a dependency is not ready");
-            Some(error.detail.into_owned())
+            let connecting =
+                std::error::Error::source(&error).is_some_and(|cause| cause.is::<Connecting>());
+            let status = if connecting { CONNECTING } else { DOWN };
+            (status, Some(error.detail.into_owned()))
         }
-        Err(_) => Some(format!("no answer within {} s", PATIENCE.as_secs())),
+        Err(_) => (
+            DOWN,
+            Some(format!("no answer within {} s", PATIENCE.as_secs())),
+        ),
     };
     let latency_ms = (started.elapsed().as_secs_f64() * 1e5).round() / 100.0;
     DependencyStatus {
         name: probe.name(),
-        status: if detail.is_none() { UP } else { "down" },
+        required: dependency.required,
+        status,
         latency_ms,
         detail,
     }
@@ -137,7 +196,10 @@ mod tests {
             "scylla is not available",
         )));
         let readiness = Readiness::new(
-            vec![Arc::new(Fixed(Ok(()))), Arc::new(away)],
+            vec![
+                Dependency::required(Arc::new(Fixed(Ok(())))),
+                Dependency::required(Arc::new(away)),
+            ],
             Default::default(),
         );
         let status = readiness.status().await;
@@ -148,11 +210,48 @@ mod tests {
         );
     }
 
+    /// OPS-01: what the process can do without is shown, and takes nothing away.
+    #[tokio::test]
+    async fn an_optional_dependency_that_is_away_is_shown() {
+        let away = Fixed(Err(Error::new(ErrorCode::Unavailable, "no broker")));
+        let readiness = Readiness::new(
+            vec![
+                Dependency::required(Arc::new(Fixed(Ok(())))),
+                Dependency::optional(Arc::new(away)),
+            ],
+            Default::default(),
+        );
+        let status = readiness.status().await;
+        assert!(status.is_ready());
+        assert_eq!(
+            serde_json::to_value(&status.dependencies[1]).unwrap()["status"],
+            "down"
+        );
+        assert!(!status.dependencies[1].required);
+    }
+
+    /// OPS-01: before the first attempt has ended nobody is told that a store is down.
+    #[tokio::test]
+    async fn a_first_attempt_is_connecting_and_not_ready() {
+        let connecting =
+            Error::new(ErrorCode::Unavailable, "connecting").caused_by(super::Connecting);
+        let readiness = Readiness::new(
+            vec![Dependency::required(Arc::new(Fixed(Err(connecting))))],
+            Default::default(),
+        );
+        let status = readiness.status().await;
+        assert!(!status.is_ready());
+        assert_eq!(status.dependencies[0].status, "connecting");
+    }
+
     /// OPS-02: a stopping process is not ready, at once.
     #[tokio::test]
     async fn stopping_is_not_ready() {
         let stop = tokio_util::sync::CancellationToken::new();
-        let readiness = Readiness::new(vec![Arc::new(Fixed(Ok(())))], stop.clone());
+        let readiness = Readiness::new(
+            vec![Dependency::required(Arc::new(Fixed(Ok(()))))],
+            stop.clone(),
+        );
         assert!(readiness.status().await.is_ready());
         stop.cancel();
         assert!(!readiness.status().await.is_ready());

@@ -14,7 +14,10 @@ use carillon_rpc::{
     MessageServer, NotificationClient, NotificationServer, PresenceClient, PresenceServer,
     RoleServices, RoutedMessages, ServeOptions, Serving,
 };
-use carillon_runtime::{ready::Readiness, tasks::Tasks};
+use carillon_runtime::{
+    ready::{Dependency, Readiness},
+    tasks::Tasks,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{bind, roles, start_telemetry, stores};
@@ -70,8 +73,8 @@ async fn run(
 
     // The admin server comes before the stores, so that probes see why the process isn't ready yet.
     let late = stores::LateStores::new();
-    let probes = late.probes(&roles);
-    let readiness = Arc::new(Readiness::new(probes.clone(), stop.clone()));
+    let dependencies = late.dependencies(&roles);
+    let readiness = Arc::new(Readiness::new(dependencies.clone(), stop.clone()));
     let admin = bind(
         "health and metrics",
         SocketAddr::new(options.bind, config.admin_port),
@@ -90,6 +93,12 @@ async fn run(
     let Some(connected) = connected else {
         return Ok(());
     };
+    // What makes the gateway's public answer is what makes the process's.
+    let probes = dependencies
+        .iter()
+        .filter(|dependency| dependency.is_required())
+        .map(Dependency::probe)
+        .collect();
     start_roles(
         options, config, peers, &roles, replica, connected, probes, &stop, &mut tasks,
     )
@@ -135,11 +144,8 @@ impl Connected {
         } else {
             None
         };
-        let queue = if roles.iter().copied().any(stores::needs_queue) {
-            match late.queue(external, stop).await? {
-                None => return Ok(None),
-                some => some,
-            }
+        let queue = if roles.iter().copied().any(stores::uses_queue) {
+            Some(late.queue(external, stop)?)
         } else {
             None
         };

@@ -1,6 +1,6 @@
 //! The stores behind the ports: all embedded, or ScyllaDB, Redis and RabbitMQ.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use carillon_adapters::{embedded, object, rabbitmq, redis, scylla};
 use carillon_crds::config::{BlobConfig, ExternalStores, ScyllaConfig};
@@ -9,10 +9,15 @@ use carillon_domain::ports::{
     AccountStore, BlobStore, Bus, Ephemeral, MediaIndex, PresenceStore, PushQueue, PushTargetStore,
     ReplicaRegistry, RoomLog, RoomStore, SessionStore,
 };
+use carillon_runtime::ready::Dependency;
 use tokio_util::sync::CancellationToken;
 
-use super::late::LateProbe;
+use super::late::{LateProbe, LateQueue};
 use crate::{cli::Role, config, failure::Failure};
+
+/// How long a publish waits for the first connection: as long as the adapter's waits for a broken one to be made anew, so
+/// that the messages of a process's first moments aren't without a push.
+const PUBLISH_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Durable truth: ScyllaDB, or the embedded store.
 #[derive(Clone)]
@@ -94,8 +99,8 @@ pub fn needs_wide(role: Role) -> bool {
     role != Role::Gateway
 }
 
-/// Which stores a role needs.
-pub fn needs_queue(role: Role) -> bool {
+/// Which roles use the push queue. None waits for it.
+pub fn uses_queue(role: Role) -> bool {
     matches!(role, Role::Message | Role::Notification)
 }
 
@@ -135,16 +140,17 @@ impl LateStores {
         }
     }
 
-    /// The probes of those that these roles need.
-    pub fn probes(&self, roles: &[Role]) -> Vec<Arc<dyn Probe>> {
-        let mut probes: Vec<Arc<dyn Probe>> = vec![self.redis.clone()];
+    /// Those that these roles use.
+    pub fn dependencies(&self, roles: &[Role]) -> Vec<Dependency> {
+        let mut dependencies = vec![Dependency::required(self.redis.clone())];
         if roles.iter().copied().any(needs_wide) {
-            probes.push(self.scylla.clone());
+            dependencies.push(Dependency::required(self.scylla.clone()));
         }
-        if roles.iter().copied().any(needs_queue) {
-            probes.push(self.rabbitmq.clone());
+        if roles.iter().copied().any(uses_queue) {
+            // A push is no part of an acknowledgement, and devices are registered without the queue.
+            dependencies.push(Dependency::optional(self.rabbitmq.clone()));
         }
-        probes
+        dependencies
     }
 
     /// Reaches ScyllaDB; `None` when the stop came first.
@@ -199,24 +205,26 @@ impl LateStores {
         }))
     }
 
-    /// Reaches RabbitMQ; `None` when the stop came first.
-    pub async fn queue(
+    /// RabbitMQ, reached in the background until `stop`.
+    pub fn queue(
         &self,
         stores: &ExternalStores,
         stop: &CancellationToken,
-    ) -> Result<Option<Arc<dyn PushQueue>>, Failure> {
+    ) -> Result<Arc<dyn PushQueue>, Failure> {
         let options = rabbitmq::RabbitOptions {
             url: config::rabbitmq_url(&stores.rabbitmq)?,
             prefix: stores.scylla.keyspace.clone(),
         };
-        let connected = self
-            .rabbitmq
-            .reach(
-                stop,
-                || rabbitmq::connect(&options),
-                |stores| stores.probe.clone(),
-            )
-            .await;
-        Ok(connected.map(|stores| stores.push_queue))
+        let (late, stop) = (self.rabbitmq.clone(), stop.clone());
+        Ok(LateQueue::new(PUBLISH_PATIENCE, async move {
+            let connected = late
+                .reach(
+                    &stop,
+                    || rabbitmq::connect(&options),
+                    |stores: &rabbitmq::Stores| stores.probe.clone(),
+                )
+                .await;
+            connected.map(|stores| stores.push_queue)
+        }))
     }
 }

@@ -8,7 +8,10 @@ use carillon_rpc::{
     AuthServer, InterceptorOptions, MediaServer, MessageServer, NotificationServer, PresenceServer,
     RoleServices, ServeOptions, Serving,
 };
-use carillon_runtime::{ready::Readiness, tasks::Tasks};
+use carillon_runtime::{
+    ready::{Dependency, Readiness},
+    tasks::Tasks,
+};
 
 use super::{bind, roles, start_telemetry, stores};
 use crate::{cli::Up, config, failure::Failure, keys};
@@ -100,7 +103,10 @@ pub async fn up(options: Up) -> Result<(), Failure> {
             .map(|a| a.to_string())
             .unwrap_or_default()
     });
-    let readiness = Arc::new(Readiness::new(vec![probe], stop.clone()));
+    let readiness = Arc::new(Readiness::new(
+        vec![Dependency::required(probe)],
+        stop.clone(),
+    ));
     let mut tasks = Tasks::new(stop.clone());
     tasks.spawn("the gateway", gateway.run(http, stop.clone()));
     tasks.spawn(
