@@ -100,10 +100,11 @@ impl Sequence {
     /// Before the first event of a room.
     pub const ZERO: Self = Self(0);
 
-    /// The place after this one.
+    /// The place after this one. Clients name places too, so the largest number has no next one instead of an overflow: no log
+    /// ever gets there.
     #[must_use]
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 
@@ -121,5 +122,17 @@ pub struct ReplicaId(pub String);
 impl fmt::Display for ReplicaId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// MSG-18: a client may name any number as the place after which it wants to read.
+    #[test]
+    fn the_largest_place_has_no_next_one() {
+        assert_eq!(Sequence(u64::MAX).next(), Sequence(u64::MAX));
+        assert_eq!(Sequence::ZERO.next(), Sequence(1));
     }
 }

@@ -543,9 +543,11 @@ impl MessageService for RoutedMessages {
             .await
     }
 
-    async fn overviews(&self, rooms: &[RoomId]) -> Result<Vec<RoomOverview>> {
-        self.gather(rooms, |c, rooms| async move { c.overviews(&rooms).await })
-            .await
+    async fn overviews(&self, reader: UserId, rooms: &[RoomId]) -> Result<Vec<RoomOverview>> {
+        self.gather(rooms, |c, rooms| async move {
+            c.overviews(reader, &rooms).await
+        })
+        .await
     }
 
     async fn tail(&self, room: RoomId, after: Sequence, limit: usize) -> Result<EventPage> {

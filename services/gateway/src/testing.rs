@@ -663,7 +663,7 @@ impl MessageService for Town {
         Ok(heads)
     }
 
-    async fn overviews(&self, _rooms: &[RoomId]) -> Result<Vec<RoomOverview>> {
+    async fn overviews(&self, _reader: UserId, _rooms: &[RoomId]) -> Result<Vec<RoomOverview>> {
         Ok(Vec::new())
     }
 

@@ -1,16 +1,13 @@
 //! Decides what a batch of requests does to the rooms of a partition. Pure: everything it needs was read before, and what it
 //! decides becomes true only when the log took the events.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use carillon_domain::{
     ClientMessageId, Error, ErrorCode, MessageId, Result, RoomId, Sequence, Timestamp, UserId,
     event::{Draft, EventBody, Message, RoomEvent, StoredMessage},
     policy::{self, Action},
-    room::{Member, Role, Room, RoomKind},
+    room::{Member, Role, Room},
     services::SendOutcome,
     validate,
 };
@@ -19,7 +16,12 @@ use carillon_domain::{
 #[derive(Clone, Debug)]
 pub enum Intent {
     /// Send a message.
-    Send(Draft),
+    Send {
+        /// It.
+        draft: Draft,
+        /// Places of other rooms that the index names for its client message id, and that were found to hold something else.
+        void: Vec<(RoomId, Sequence)>,
+    },
     /// Give a message other content.
     Edit {
         /// Which.
@@ -57,6 +59,9 @@ pub enum Intent {
 pub enum Outcome {
     /// Of [`Intent::Send`].
     Sent(SendOutcome),
+    /// Of [`Intent::Send`], undecided: the client message id may stand at these places of other rooms. Their owners know; the
+    /// sender's request asks them and comes again, since a partition's task must not wait for another one.
+    Unsettled(Vec<(RoomId, Sequence)>),
     /// Of [`Intent::Edit`] and [`Intent::Delete`]: the message now.
     Message(Message),
     /// Of [`Intent::Join`]: the place of the event that made it so.
@@ -72,15 +77,17 @@ pub enum Outcome {
 pub enum Earlier {
     /// Sent to this room before.
     Here(StoredMessage),
-    /// Sent to another room before.
-    Elsewhere,
+    /// Perhaps sent to other rooms before, at these places.
+    Unsettled(Vec<(RoomId, Sequence)>),
 }
 
 /// What was read for the batch.
 #[derive(Default)]
 pub struct Facts {
-    /// Earlier sends by client message id.
-    pub sent: HashMap<(UserId, ClientMessageId), Earlier>,
+    /// Earlier sends by client message id, for the room that asks.
+    pub sent: HashMap<(RoomId, UserId, ClientMessageId), Earlier>,
+    /// Sends that this batch decided: over all of its rooms, since a client message id means one message of its sender.
+    pub decided: HashMap<(UserId, ClientMessageId), (RoomId, Draft, Message)>,
     /// Messages to be changed; absent if there are none such in the room.
     pub targets: HashMap<(RoomId, MessageId), StoredMessage>,
 }
@@ -92,7 +99,6 @@ pub struct Work {
     messages: u64,
     deleted: bool,
     members: HashMap<UserId, Option<Member>>,
-    sent: HashMap<(UserId, ClientMessageId), (Draft, Message)>,
 }
 
 /// The rules that options set.
@@ -135,7 +141,6 @@ impl Work {
             messages,
             deleted,
             members,
-            sent: HashMap::new(),
         }
     }
 
@@ -167,15 +172,15 @@ impl Work {
         self.messages = event.messages_after();
         match event.body {
             EventBody::Joined { user, role } => {
-                self.members.insert(
+                // A change of the role doesn't change when they joined.
+                let joined_at = self.member(user).map_or(now, |member| member.joined_at);
+                let member = Member {
                     user,
-                    Some(Member {
-                        user,
-                        role,
-                        since: event.sequence,
-                        joined_at: now,
-                    }),
-                );
+                    role,
+                    since: event.sequence,
+                    joined_at,
+                };
+                self.members.insert(user, Some(member));
             }
             EventBody::Left { user } => {
                 self.members.insert(user, None);
@@ -198,7 +203,7 @@ pub fn decide(
     new_id: MessageId,
 ) -> Result<Decision> {
     match intent {
-        Intent::Send(draft) => send(work, facts, actor, draft, now, new_id),
+        Intent::Send { draft, .. } => send(work, facts, actor, draft, now, new_id),
         Intent::Edit { id, content } => edit(work, facts, rules, actor, *id, content, now),
         Intent::Delete { id } => delete(work, facts, rules, actor, *id, now),
         Intent::Join => join(work, actor, now),
@@ -222,22 +227,16 @@ pub fn decide(
 
 fn send(
     work: &mut Work,
-    facts: &Facts,
+    facts: &mut Facts,
     actor: UserId,
     draft: &Draft,
     now: Timestamp,
     id: MessageId,
 ) -> Result<Decision> {
     let key = (actor, draft.client_message_id.clone());
+    let room = work.room.id;
     // A repeat gets its first result even if the sender may not send any more: the message is there.
-    if let Some((first, message)) = work.sent.get(&key) {
-        return if first == draft {
-            Ok(repeat(message.clone()))
-        } else {
-            Err(other_content())
-        };
-    }
-    match facts.sent.get(&key) {
+    match facts.sent.get(&(room, actor, key.1.clone())) {
         Some(Earlier::Here(stored)) => {
             let EventBody::Message { draft: first, .. } = &stored.sent.body else {
                 return Err(Error::defect(
@@ -253,8 +252,17 @@ fn send(
                 Err(other_content())
             };
         }
-        Some(Earlier::Elsewhere) => return Err(other_content()),
+        Some(Earlier::Unsettled(places)) => {
+            return Ok(Decision::nothing(Outcome::Unsettled(places.clone())));
+        }
         None => {}
+    }
+    if let Some((first_room, first, message)) = facts.decided.get(&key) {
+        return if *first_room == room && first == draft {
+            Ok(repeat(message.clone()))
+        } else {
+            Err(other_content())
+        };
     }
     work.require(actor, Action::Send)?;
     let event = work.event(
@@ -272,7 +280,9 @@ fn send(
     let message = stored
         .fold()
         .ok_or_else(|| Error::defect("a message does not fold"))?;
-    work.sent.insert(key, (draft.clone(), message.clone()));
+    facts
+        .decided
+        .insert(key, (room, draft.clone(), message.clone()));
     Ok(Decision {
         events: vec![event],
         outcome: Outcome::Sent(SendOutcome {
@@ -289,7 +299,8 @@ fn repeat(message: Message) -> Decision {
     }))
 }
 
-fn other_content() -> Error {
+/// The answer to a client message id that is another message's.
+pub fn other_content() -> Error {
     Error::new(
         ErrorCode::IdempotencyConflict,
         "this client message id was used for another message; use a new one",
@@ -421,29 +432,31 @@ fn join(work: &mut Work, actor: UserId, now: Timestamp) -> Result<Decision> {
     if let (Some(member), false) = (work.member(actor), work.deleted) {
         return Ok(Decision::nothing(Outcome::Joined(member.since)));
     }
-    let opening: Vec<(UserId, Role)> = match work.room.pair {
+    let creator = work.room.created_by;
+    let opening: Vec<(UserId, UserId, Role)> = match work.room.pair {
         _ if work.deleted => return Err(Error::not_found("room")),
-        Some(pair) if pair.contains(&actor) => {
-            let people: HashSet<UserId> = pair
-                .into_iter()
-                .filter(|user| work.member(*user).is_none())
-                .collect();
-            people
-                .into_iter()
-                .map(|user| (user, Role::Member))
-                .collect()
-        }
-        None if work.head == Sequence::ZERO && work.room.created_by == actor => {
-            vec![(actor, Role::Owner)]
+        Some(pair) if pair.contains(&actor) => pair
+            .into_iter()
+            .filter(|user| work.member(*user).is_none())
+            .map(|user| (actor, user, Role::Member))
+            .collect(),
+        None if work.head == Sequence::ZERO && creator == actor => {
+            vec![(actor, actor, Role::Owner)]
         }
         _ => {
             work.require(actor, Action::Join)?;
-            vec![(actor, Role::Member)]
+            let mut opening = vec![(actor, actor, Role::Member)];
+            // Listed rooms are found before their creator has joined (or never did, in a crash): whoever comes first, the
+            // creator owns the room, since in a channel nobody else could ever do anything.
+            if work.head == Sequence::ZERO {
+                opening.insert(0, (creator, creator, Role::Owner));
+            }
+            opening
         }
     };
     let events: Vec<_> = opening
         .into_iter()
-        .map(|(user, role)| work.event(actor, now, EventBody::Joined { user, role }))
+        .map(|(by, user, role)| work.event(by, now, EventBody::Joined { user, role }))
         .collect();
     let place = work.member(actor).map_or(work.head, |member| member.since);
     Ok(Decision {
@@ -488,12 +501,9 @@ fn put_member(
         )?,
     }
     let event = work.event(actor, now, EventBody::Joined { user, role });
-    let member = Member {
-        user,
-        role,
-        since: event.sequence,
-        joined_at: now,
-    };
+    let member = work
+        .member(user)
+        .ok_or_else(|| Error::defect("who was added is no member"))?;
     Ok(Decision {
         events: vec![event],
         outcome: Outcome::Member(member),
@@ -521,9 +531,7 @@ pub fn people(room: &Room, actor: UserId, intent: &Intent) -> Vec<UserId> {
     let mut people = vec![actor];
     match intent {
         Intent::PutMember { user, .. } | Intent::RemoveMember { user } => people.push(*user),
-        Intent::Join if room.kind == RoomKind::Direct => {
-            people.extend(room.pair.into_iter().flatten())
-        }
+        Intent::Join => people.extend(room.pair.into_iter().flatten()),
         _ => {}
     }
     people
@@ -531,7 +539,7 @@ pub fn people(room: &Room, actor: UserId, intent: &Intent) -> Vec<UserId> {
 
 #[cfg(test)]
 mod tests {
-    use carillon_domain::event::MessageType;
+    use carillon_domain::{event::MessageType, room::RoomKind};
 
     use super::*;
 
@@ -554,12 +562,15 @@ mod tests {
     }
 
     fn draft(id: &str, content: &str) -> Intent {
-        Intent::Send(Draft {
-            client_message_id: ClientMessageId(id.into()),
-            message_type: MessageType::Text,
-            content: content.into(),
-            reply_to: None,
-        })
+        Intent::Send {
+            draft: Draft {
+                client_message_id: ClientMessageId(id.into()),
+                message_type: MessageType::Text,
+                content: content.into(),
+                reply_to: None,
+            },
+            void: Vec::new(),
+        }
     }
 
     fn run(
@@ -804,5 +815,84 @@ mod tests {
                 ErrorCode::NotFound
             );
         }
+    }
+
+    /// Promise 3, MSG-19: in one batch a client message id of one sender means one message, whatever the room.
+    #[test]
+    fn one_id_in_two_rooms_of_a_batch() {
+        let ann = UserId::new();
+        let mut facts = Facts::default();
+        let (mut here, mut there) = (room(RoomKind::Public, ann), room(RoomKind::Public, ann));
+        for work in [&mut here, &mut there] {
+            run(work, &mut facts, ann, &Intent::Join, 0).unwrap();
+        }
+        let first = run(&mut here, &mut facts, ann, &draft("c1", "hi"), 0).unwrap();
+        let other = run(&mut there, &mut facts, ann, &draft("c1", "hi"), 0).unwrap_err();
+        assert_eq!(other.code, ErrorCode::IdempotencyConflict);
+        let again = run(&mut here, &mut facts, ann, &draft("c1", "hi"), 0).unwrap();
+        assert!(matches!(again.outcome, Outcome::Sent(sent) if sent.duplicate));
+
+        // Stored in one room before the batch: that one's repeat is a repeat, and only the other one has to ask.
+        let stored = StoredMessage {
+            sent: first.events[0].clone(),
+            changes: vec![],
+        };
+        let id = ClientMessageId("c1".into());
+        let mut facts = Facts::default();
+        let place = (here.room.id, stored.sent.sequence);
+        let key = |work: &Work| (work.room.id, ann, id.clone());
+        facts.sent.insert(key(&here), Earlier::Here(stored));
+        facts
+            .sent
+            .insert(key(&there), Earlier::Unsettled(vec![place]));
+        let asked = run(&mut there, &mut facts, ann, &draft("c1", "hi"), 0).unwrap();
+        assert!(matches!(asked.outcome, Outcome::Unsettled(places) if places == [place]));
+        let again = run(&mut here, &mut facts, ann, &draft("c1", "hi"), 0).unwrap();
+        assert!(again.events.is_empty());
+        assert!(matches!(again.outcome, Outcome::Sent(sent) if sent.duplicate));
+    }
+
+    /// MSG-03: whoever comes into a listed room first, its creator owns it.
+    #[test]
+    fn a_listed_room_has_its_creator_as_owner() {
+        let (ann, bob) = (UserId::new(), UserId::new());
+        for kind in [RoomKind::Public, RoomKind::Channel] {
+            let (mut work, mut facts) = (room(kind, ann), Facts::default());
+            let joined = run(&mut work, &mut facts, bob, &Intent::Join, 0).unwrap();
+            let bodies: Vec<_> = joined.events.iter().map(|e| (e.actor, &e.body)).collect();
+            let join = |user, role| EventBody::Joined { user, role };
+            let expected = [
+                (ann, &join(ann, Role::Owner)),
+                (bob, &join(bob, Role::Member)),
+            ];
+            assert_eq!(bodies, expected);
+            assert!(matches!(
+                joined.outcome,
+                Outcome::Joined(place) if place == Sequence(2)
+            ));
+            let again = run(&mut work, &mut facts, ann, &Intent::Join, 0).unwrap();
+            assert!(again.events.is_empty(), "the creator is in already");
+            run(&mut work, &mut facts, ann, &Intent::DeleteRoom, 0).unwrap();
+        }
+    }
+
+    /// MSG-03: another role answers when somebody joined, not when they got it.
+    #[test]
+    fn another_role_keeps_the_time_of_joining() {
+        let (ann, bob) = (UserId::new(), UserId::new());
+        let (mut work, mut facts) = (room(RoomKind::Public, ann), Facts::default());
+        run(&mut work, &mut facts, ann, &Intent::Join, 0).unwrap();
+        run(&mut work, &mut facts, bob, &Intent::Join, 10).unwrap();
+        let put = Intent::PutMember {
+            user: bob,
+            role: Role::Admin,
+        };
+        let put = run(&mut work, &mut facts, ann, &put, 99).unwrap();
+        let Outcome::Member(member) = put.outcome else {
+            panic!()
+        };
+        assert_eq!(member.role, Role::Admin);
+        assert_eq!(member.joined_at, Timestamp(10));
+        assert_eq!(member.since, put.events[0].sequence);
     }
 }

@@ -14,6 +14,8 @@ mod reads;
 mod roster;
 mod service;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use roster::{Ownership, Roster, SoleOwner};
 pub use service::{MessageOptions, MessagePorts, MessageRole};

@@ -1,7 +1,8 @@
 //! What happens after a commit: signals to gateways, and push jobs for members without a live device.
 //!
-//! Both are hints that may be lost with this process; the log is the truth. They are handed to one task through a bounded
-//! queue, so that no sender waits for the bus or the queue; what doesn't fit is counted and dropped.
+//! Both are hints that may be lost with this process; the log is the truth. They are handed to tasks through bounded queues, so
+//! that neither a sender nor a partition waits for the bus or the push queue; what doesn't fit is counted and dropped. All
+//! signals of one partition go through one task, so that they keep their order.
 
 use std::sync::{Arc, LazyLock};
 
@@ -38,6 +39,10 @@ static JOBS: LazyLock<IntCounterVec> = LazyLock::new(|| {
 
 /// Commits that may wait for their push jobs.
 const WAITING: usize = 4096;
+/// Tasks that publish, each for its share of the partitions: one alone would wait for each answer of the bus in turn.
+const LANES: u16 = 16;
+/// Commits of one lane that may wait for the bus.
+const SIGNALS_WAITING: usize = 256;
 /// Characters of a message that a push shows.
 const PREVIEW_CHARS: usize = 160;
 
@@ -49,10 +54,16 @@ struct Committed {
     span: tracing::Span,
 }
 
+/// Signals that follow each other on the bus, and the span that they belong to.
+struct Told {
+    signals: Vec<(Topic, Signal)>,
+    span: tracing::Span,
+}
+
 /// Where hints go.
 #[derive(Clone)]
 pub struct Notifier {
-    bus: Arc<dyn Bus>,
+    lanes: Arc<[mpsc::Sender<Told>]>,
     pushes: mpsc::Sender<Committed>,
 }
 
@@ -69,63 +80,73 @@ pub struct PushPorts {
 }
 
 impl Notifier {
-    /// Starts the task that makes push jobs; it ends with the last handle.
+    /// Starts the tasks that publish signals and make push jobs; they end with the last handle.
     pub fn start(bus: Arc<dyn Bus>, ports: PushPorts) -> Self {
         let (pushes, waiting) = mpsc::channel(WAITING);
         tokio::spawn(make_jobs(waiting, Arc::new(ports)));
-        Self { bus, pushes }
+        let lane = |_| {
+            let (lane, waiting) = mpsc::channel(SIGNALS_WAITING);
+            tokio::spawn(publish_all(waiting, bus.clone()));
+            lane
+        };
+        Self {
+            lanes: (0..LANES).map(lane).collect(),
+            pushes,
+        }
     }
 
-    /// Tells gateways of committed events of one partition.
-    pub async fn committed(
+    /// Tells gateways of committed events of one partition: each with the two people of its room, if it is a direct one.
+    pub fn committed(
         &self,
         partition: Partition,
         events: Vec<RoomEvent>,
-        pair_of: impl Fn(RoomId) -> Option<[UserId; 2]>,
+        pair_of: impl Fn(&RoomEvent) -> Option<[UserId; 2]>,
     ) {
         let mut addressed = Vec::new();
         for event in &events {
             match event.body {
                 EventBody::Joined { user, .. } => {
-                    let peer = pair_of(event.room)
+                    let peer = pair_of(event)
                         .and_then(|pair| pair.into_iter().find(|other| *other != user));
-                    addressed.push((
-                        user,
-                        Signal::RoomAdded {
-                            user,
-                            room: event.room,
-                            direct_with: peer,
-                        },
-                    ));
-                }
-                EventBody::Left { user } => addressed.push((
-                    user,
-                    Signal::RoomRemoved {
+                    let signal = Signal::RoomAdded {
                         user,
                         room: event.room,
-                    },
-                )),
+                        direct_with: peer,
+                    };
+                    addressed.push((Topic::of_user(user), signal));
+                }
+                EventBody::Left { user } => {
+                    let signal = Signal::RoomRemoved {
+                        user,
+                        room: event.room,
+                    };
+                    addressed.push((Topic::of_user(user), signal));
+                }
                 _ => {}
             }
         }
-        self.publish(Topic::Rooms(partition), &Signal::Events { events })
-            .await;
-        for (user, signal) in addressed {
-            self.publish(Topic::of_user(user), &signal).await;
-        }
+        let mut signals = vec![(Topic::Rooms(partition), Signal::Events { events })];
+        signals.append(&mut addressed);
+        self.tell(partition, signals);
     }
 
-    /// Sends one signal; a failure is counted, not reported: it is a hint.
-    pub async fn publish(&self, topic: Topic, signal: &Signal) {
-        let sent = match signal.encode() {
-            Ok(payload) => self.bus.publish(topic, payload).await,
-            Err(error) => Err(error),
+    /// Sends one signal about a room, after those of its partition that were sent before.
+    pub fn publish(&self, room: RoomId, signal: Signal) {
+        let partition = Partition::of_room(room);
+        self.tell(partition, vec![(Topic::Rooms(partition), signal)]);
+    }
+
+    fn tell(&self, partition: Partition, signals: Vec<(Topic, Signal)>) {
+        let count = signals.len();
+        let told = Told {
+            signals,
+            span: tracing::Span::current(),
         };
-        if let Err(error) = sent {
+        let lane = self.lanes.get(usize::from(partition.0 % LANES));
+        if lane.is_none_or(|lane| lane.try_send(told).is_err()) {
             DROPPED
-                .with_label_values(&["signal", error.code.as_str()])
-                .inc();
-            tracing::debug!(%error, cause = error.cause_chain(), "a signal was not published");
+                .with_label_values(&["signal", "full"])
+                .inc_by(count as u64);
         }
     }
 
@@ -149,6 +170,26 @@ impl Notifier {
         {
             DROPPED.with_label_values(&["push", "full"]).inc();
         }
+    }
+}
+
+async fn publish_all(mut waiting: mpsc::Receiver<Told>, bus: Arc<dyn Bus>) {
+    while let Some(told) = waiting.recv().await {
+        let publish = async {
+            for (topic, signal) in &told.signals {
+                let sent = match signal.encode() {
+                    Ok(payload) => bus.publish(*topic, payload).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = sent {
+                    DROPPED
+                        .with_label_values(&["signal", error.code.as_str()])
+                        .inc();
+                    tracing::debug!(%error, cause = error.cause_chain(), "a signal was not published");
+                }
+            }
+        };
+        publish.instrument(told.span.clone()).await;
     }
 }
 

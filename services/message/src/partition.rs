@@ -1,11 +1,17 @@
 //! The task of one partition: takes requests in order, decides them in batches, and appends each batch in one write.
 //!
 //! While a batch is being written the next one gathers, so that the write's cost is shared (group commit). After any failed
-//! append the outcome is unknown: everything remembered of the partition is dropped and it is acquired anew.
+//! append the outcome is unknown: everything remembered of the partition is dropped and it is acquired anew. The same after a
+//! room couldn't be opened, and when the epoch turns out to be over: it is proven before each batch, and for readers, whenever the
+//! last proof is older than [`Shared::proof_lasts`]. So nothing is answered from memory for longer than that after another
+//! replica took over, even if this one never noticed that it lost the partition and has it back.
+//!
+//! The task waits for stores only, never for a task of another partition: two would wait for each other.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, LazyLock},
+    time::{Duration, Instant},
 };
 
 use carillon_domain::{
@@ -13,9 +19,8 @@ use carillon_domain::{
     UserId,
     event::{EventBody, RoomEvent, StoredMessage},
     partition::Partition,
-    ports::{Epoch, RoomLog, RoomStore},
+    ports::{RoomLog, RoomStore},
     room::Member,
-    services::MessageService,
 };
 use carillon_telemetry::metrics::{self, HistogramVec, IntCounterVec};
 use dashmap::DashMap;
@@ -27,7 +32,7 @@ use crate::{
     decide::{self, Earlier, Facts, Intent, Outcome, Rules, Work},
     notify::Notifier,
     roster::Ownership,
-    state::{OpenedRoom, RoomHandle},
+    state::{OpenedRoom, RoomHandle, Tenure},
 };
 
 static EVENTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
@@ -107,11 +112,22 @@ pub struct Shared {
     pub notifier: Notifier,
     /// Rules of editing.
     pub rules: Rules,
-    /// Open rooms of all partitions, for readers.
+    /// How old the proof of an epoch may be when something is answered from memory.
+    pub proof_lasts: Duration,
+    /// Open rooms of all partitions, for readers: see [`Shared::open_room`].
     pub opened: DashMap<RoomId, RoomHandle>,
 }
 
 impl Shared {
+    /// A room that is open and whose partition was ours a moment ago.
+    pub fn open_room(&self, room: RoomId) -> Option<RoomHandle> {
+        let handle = self.opened.get(&room)?.clone();
+        handle
+            .tenure
+            .is_proven_within(self.proof_lasts)
+            .then_some(handle)
+    }
+
     /// `NotOwner` unless the room's partition is ours.
     pub fn check_owner(&self, room: RoomId) -> Result<()> {
         if self.ownership.owns(Partition::of_room(room)) {
@@ -142,25 +158,17 @@ impl Partitions {
     }
 
     /// Hands a request to the room's partition. `Unavailable` when too many wait there.
-    pub fn enqueue(
-        &self,
-        room: RoomId,
-        peers: &Arc<dyn MessageService>,
-        request: Request,
-    ) -> Result<()> {
+    pub fn enqueue(&self, room: RoomId, request: Request) -> Result<()> {
         let partition = Partition::of_room(room);
         let sender = self
             .tasks
             .entry(partition)
             .or_insert_with(|| {
                 let (sender, requests) = mpsc::channel(WAITING);
-                // Weak, since the peers may be the very service that holds this task's sender.
-                let peers = Arc::downgrade(peers);
                 let task = Task {
                     partition,
                     shared: self.shared.clone(),
-                    peers,
-                    epoch: None,
+                    tenure: None,
                     rooms: HashMap::new(),
                 };
                 tokio::spawn(task.run(requests));
@@ -180,9 +188,19 @@ impl Partitions {
 struct Task {
     partition: Partition,
     shared: Arc<Shared>,
-    peers: std::sync::Weak<dyn MessageService>,
-    epoch: Option<Epoch>,
+    tenure: Option<Arc<Tenure>>,
     rooms: HashMap<RoomId, RoomHandle>,
+}
+
+/// What came of opening the rooms of a batch.
+#[derive(Default)]
+struct Opening {
+    /// Rooms that can't be used, and why.
+    failed: HashMap<RoomId, Error>,
+    /// The epoch is over, or was used up by a room whose opening failed halfway.
+    over: bool,
+    /// Some log said `NotOwner`.
+    superseded: bool,
 }
 
 impl Task {
@@ -214,7 +232,9 @@ impl Task {
 
     /// Drops everything remembered; the next batch acquires the partition anew.
     fn forget(&mut self) {
-        self.epoch = None;
+        if let Some(tenure) = self.tenure.take() {
+            tenure.end();
+        }
         for room in self.rooms.drain() {
             self.shared.opened.remove(&room.0);
         }
@@ -234,8 +254,8 @@ impl Task {
             .map(|write| write.room)
             .chain(opens.iter().map(|open| open.0))
             .collect();
-        let failed = match self.open_rooms(wanted).await {
-            Ok(failed) => failed,
+        let opening = match self.open_rooms(&wanted).await {
+            Ok(opening) => opening,
             Err(error) => {
                 for write in writes {
                     let _ = write.reply.send(Err(error.clone()));
@@ -249,7 +269,8 @@ impl Task {
         let room_or_error =
             |rooms: &HashMap<RoomId, RoomHandle>, room: &RoomId| match rooms.get(room) {
                 Some(handle) => Ok(handle.clone()),
-                None => Err(failed
+                None => Err(opening
+                    .failed
                     .get(room)
                     .cloned()
                     .unwrap_or_else(|| Error::not_found("room"))),
@@ -269,70 +290,109 @@ impl Task {
         if !ready.is_empty() {
             self.write(ready).await;
         }
-        if self.rooms.len() > ROOMS_REMEMBERED {
+        if opening.over {
+            self.forget();
+        } else if self.rooms.len() > ROOMS_REMEMBERED {
             for room in self.rooms.drain() {
                 self.shared.opened.remove(&room.0);
             }
         }
     }
 
-    /// Opens the rooms that aren't open; answers the errors of those that can't be.
-    async fn open_rooms(&mut self, wanted: HashSet<RoomId>) -> Result<HashMap<RoomId, Error>> {
-        let missing: Vec<RoomId> = wanted
-            .into_iter()
-            .filter(|room| !self.rooms.contains_key(room))
-            .collect();
-        if missing.is_empty() && self.epoch.is_some() {
-            return Ok(HashMap::new());
-        }
-        let epoch = match self.epoch {
-            Some(epoch) => epoch,
-            None => {
-                let acquired = self
-                    .shared
-                    .log
-                    .acquire(self.partition, &self.shared.replica)
-                    .await;
-                TAKEOVERS
-                    .with_label_values(&[outcome_label(&acquired)])
-                    .inc();
-                *self.epoch.insert(acquired?)
+    /// The epoch, proven to be the partition's a moment ago; acquired if there is none, or no longer.
+    async fn tenure(&mut self) -> Result<Arc<Tenure>> {
+        if let Some(tenure) = self.tenure.clone() {
+            if tenure.is_proven_within(self.shared.proof_lasts) {
+                return Ok(tenure);
             }
-        };
+            let asked = Instant::now();
+            match self.shared.log.check(self.partition, tenure.epoch).await {
+                Ok(()) => {
+                    tenure.prove(asked);
+                    return Ok(tenure);
+                }
+                Err(error) if error.code == ErrorCode::NotOwner => self.forget(),
+                Err(error) => return Err(error),
+            }
+        }
+        let asked = Instant::now();
+        let acquired = self
+            .shared
+            .log
+            .acquire(self.partition, &self.shared.replica)
+            .await;
+        TAKEOVERS
+            .with_label_values(&[outcome_label(&acquired)])
+            .inc();
+        let tenure = Arc::new(Tenure::new(acquired?, asked));
+        self.tenure = Some(tenure.clone());
+        Ok(tenure)
+    }
+
+    /// Opens the rooms that aren't open, under an epoch that is the partition's.
+    async fn open_rooms(&mut self, wanted: &HashSet<RoomId>) -> Result<Opening> {
+        let tenure = self.tenure().await?;
+        let opening = self.open_under(&tenure, wanted).await;
+        if !opening.superseded {
+            return Ok(opening);
+        }
+        // Somebody had the partition since the last proof, but by now it is to be ours again.
+        self.forget();
+        let tenure = self.tenure().await?;
+        Ok(self.open_under(&tenure, wanted).await)
+    }
+
+    async fn open_under(&mut self, tenure: &Arc<Tenure>, wanted: &HashSet<RoomId>) -> Opening {
+        let missing = wanted
+            .iter()
+            .copied()
+            .filter(|room| !self.rooms.contains_key(room));
+        let missing: Vec<RoomId> = missing.collect();
         let shared = &self.shared;
-        let opened: Vec<(RoomId, Result<Option<OpenedRoom>>)> = stream::iter(missing)
-            .map(|room| async move {
-                let open = async {
-                    match shared.rooms.get(room).await? {
-                        Some(fixed) => Ok(Some(OpenedRoom::new(
-                            fixed,
-                            shared.log.open(room, epoch).await?,
-                        ))),
-                        None => Ok(None),
-                    }
-                };
-                (room, open.await)
+        let fixed = stream::iter(missing)
+            .map(|room| async move { (room, shared.rooms.get(room).await) })
+            .buffer_unordered(READS_AT_ONCE)
+            .collect::<Vec<_>>()
+            .await;
+        let mut opening = Opening::default();
+        let mut stored = Vec::new();
+        for (room, fixed) in fixed {
+            match fixed {
+                Ok(Some(fixed)) => stored.push(fixed),
+                Ok(None) => {
+                    opening.failed.insert(room, Error::not_found("room"));
+                }
+                Err(error) => {
+                    opening.failed.insert(room, error);
+                }
+            }
+        }
+        let opened = stream::iter(stored)
+            .map(|fixed| async move {
+                let opened = shared.log.open(fixed.id, tenure.epoch).await;
+                (fixed, opened)
             })
             .buffer_unordered(READS_AT_ONCE)
-            .collect()
+            .collect::<Vec<_>>()
             .await;
-        let mut failed = HashMap::new();
-        for (room, opened) in opened {
+        for (fixed, opened) in opened {
+            let room = fixed.id;
             match opened {
-                Ok(Some(opened)) => {
-                    let handle = Arc::new(opened);
+                Ok(open) => {
+                    let handle = Arc::new(OpenedRoom::new(fixed, open, tenure.clone()));
                     self.rooms.insert(room, handle.clone());
                     self.shared.opened.insert(room, handle);
                 }
-                Ok(None) => {
-                    failed.insert(room, Error::not_found("room"));
-                }
                 Err(error) => {
-                    failed.insert(room, error);
+                    // What is broken in one room (`Internal`) doesn't become whole under another epoch, and must not take the
+                    // other rooms of the partition down again and again.
+                    opening.over |= error.code != ErrorCode::Internal;
+                    opening.superseded |= error.code == ErrorCode::NotOwner;
+                    opening.failed.insert(room, error);
                 }
             }
         }
-        Ok(failed)
+        opening
     }
 
     async fn write(&mut self, writes: Vec<(RoomHandle, Write)>) {
@@ -403,30 +463,21 @@ impl Task {
             // The caller may have gone; its retry will find the result.
             let _ = write.reply.send(Ok(outcome));
         }
-        for room in events
-            .iter()
-            .filter(|e| matches!(e.body, EventBody::RoomDeleted))
-            .map(|e| e.room)
-        {
-            if let Err(error) = self.shared.rooms.mark_deleted(room, now).await {
-                tracing::warn!(%error, cause = error.cause_chain(), "a deleted room stays in the public list until it is deleted again");
-            }
-        }
         if !events.is_empty() {
             self.shared
                 .notifier
-                .committed(self.partition, events, |room| {
-                    pairs.get(&room).copied().flatten()
-                })
-                .await;
+                .committed(self.partition, events, |event| {
+                    pairs.get(&event.room).copied().flatten()
+                });
         }
     }
 
     async fn append(&mut self, events: &[RoomEvent]) -> Result<()> {
-        let epoch = self
-            .epoch
+        let tenure = self
+            .tenure
+            .clone()
             .ok_or_else(|| Error::defect("an append without an epoch"))?;
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let span = tracing::info_span!(
             "room_log.append",
             otel.kind = "internal",
@@ -435,15 +486,19 @@ impl Task {
         let appended = self
             .shared
             .log
-            .append(self.partition, epoch, events)
+            .append(self.partition, tenure.epoch, events)
             .instrument(span)
             .await;
         FLUSHES
             .with_label_values(&[outcome_label(&appended)])
             .observe(started.elapsed().as_secs_f64());
-        if let Err(error) = &appended {
-            tracing::warn!(%error, cause = error.cause_chain(), partition = self.partition.0, "an append failed; acquiring the partition anew");
-            self.forget();
+        match &appended {
+            // The log looked after the write, and so after it began.
+            Ok(()) => tenure.prove(started),
+            Err(error) => {
+                tracing::warn!(%error, cause = error.cause_chain(), partition = self.partition.0, "an append failed; acquiring the partition anew");
+                self.forget();
+            }
         }
         // Whatever the log says, nothing was acknowledged: the client may retry with the same ids.
         appended.map_err(|error| match error.code {
@@ -463,7 +518,8 @@ impl Task {
     ) -> Result<(HashMap<RoomId, Work>, Facts)> {
         let mut rooms: HashMap<RoomId, RoomHandle> = HashMap::new();
         let mut people: HashSet<(RoomId, UserId)> = HashSet::new();
-        let mut ids: HashMap<(UserId, ClientMessageId), RoomId> = HashMap::new();
+        let mut ids: HashMap<(RoomId, UserId, ClientMessageId), Vec<(RoomId, Sequence)>> =
+            HashMap::new();
         let mut targets: HashSet<(RoomId, MessageId)> = HashSet::new();
         for (room, write) in writes {
             rooms.entry(write.room).or_insert_with(|| room.clone());
@@ -473,8 +529,9 @@ impl Task {
                     .map(|user| (write.room, user)),
             );
             match &write.intent {
-                Intent::Send(draft) => {
-                    ids.insert((write.actor, draft.client_message_id.clone()), write.room);
+                Intent::Send { draft, void } => {
+                    let key = (write.room, write.actor, draft.client_message_id.clone());
+                    ids.entry(key).or_default().extend(void);
                 }
                 Intent::Edit { id, .. } | Intent::Delete { id } => {
                     targets.insert((write.room, *id));
@@ -502,11 +559,14 @@ impl Task {
         };
         let sent = async {
             stream::iter(ids)
-                .map(|((sender, id), room)| {
+                .map(|((room, sender, id), void)| {
                     let handle = rooms.get(&room).cloned();
                     async move {
-                        let earlier = self.earlier(handle, sender, &id).await?;
-                        Ok::<_, Error>(((sender, id), earlier))
+                        let earlier = match &handle {
+                            Some(handle) => self.earlier(handle, sender, &id, &void).await?,
+                            None => None,
+                        };
+                        Ok::<_, Error>(((room, sender, id), earlier))
                     }
                 })
                 .buffer_unordered(READS_AT_ONCE)
@@ -559,59 +619,52 @@ impl Task {
                 )
             })
             .collect();
-        Ok((works, Facts { sent, targets }))
+        let facts = Facts {
+            sent,
+            decided: HashMap::new(),
+            targets,
+        };
+        Ok((works, facts))
     }
 
     /// What the log holds under a client message id. Entries of the index are candidates: one may belong to a write that never
-    /// became part of any room.
+    /// became part of any room. Those of other rooms are for their owners to check, except the ones that were: `void`.
     async fn earlier(
         &self,
-        here: Option<RoomHandle>,
+        here: &RoomHandle,
         sender: UserId,
         id: &ClientMessageId,
+        void: &[(RoomId, Sequence)],
     ) -> Result<Option<Earlier>> {
-        let Some(here) = here else { return Ok(None) };
-        let matches = |event: &RoomEvent| {
-            event.actor == sender
-                && matches!(&event.body, EventBody::Message { draft, .. } if draft.client_message_id == *id)
-        };
-        let mut elsewhere = false;
+        let mut elsewhere = Vec::new();
         for (room, place) in self.shared.log.find_sent(sender, id).await? {
-            if room == here.id() {
-                let head = here.now.lock().head;
-                if place > head {
-                    continue;
+            if room != here.id() {
+                if !void.contains(&(room, place)) {
+                    elsewhere.push((room, place));
                 }
-                let stored = self
-                    .shared
-                    .log
-                    .messages(room, &here.fences, place, place)
-                    .await?
-                    .pop();
-                if let Some(stored) = stored.filter(|stored| matches(&stored.sent)) {
-                    return Ok(Some(Earlier::Here(stored)));
-                }
-            } else if !elsewhere {
-                let peers = self
-                    .peers
-                    .upgrade()
-                    .ok_or_else(|| Error::new(ErrorCode::Unavailable, "shutting down"))?;
-                let after = Sequence(place.0.saturating_sub(1));
-                match peers.tail(room, after, 1).await {
-                    // A deleted message's content is left out of the tail, its ids are not.
-                    Ok(page) => {
-                        elsewhere = page
-                            .events
-                            .first()
-                            .is_some_and(|event| event.sequence == place && matches(event))
-                    }
-                    Err(error) if error.code == ErrorCode::NotFound => {}
-                    Err(error) => return Err(error),
-                }
+                continue;
+            }
+            if place > here.now.lock().head {
+                continue;
+            }
+            let stored = self
+                .shared
+                .log
+                .messages(room, &here.fences, place, place)
+                .await?
+                .pop();
+            if let Some(stored) = stored.filter(|stored| is_send(&stored.sent, sender, id)) {
+                return Ok(Some(Earlier::Here(stored)));
             }
         }
-        Ok(elsewhere.then_some(Earlier::Elsewhere))
+        Ok((!elsewhere.is_empty()).then_some(Earlier::Unsettled(elsewhere)))
     }
+}
+
+/// Whether an event is the message that this sender gave this id.
+pub fn is_send(event: &RoomEvent, sender: UserId, id: &ClientMessageId) -> bool {
+    event.actor == sender
+        && matches!(&event.body, EventBody::Message { draft, .. } if draft.client_message_id == *id)
 }
 
 /// A membership, remembered or read.
@@ -620,13 +673,21 @@ pub async fn member_of(
     room: &OpenedRoom,
     user: UserId,
 ) -> Result<Option<Member>> {
-    if let Some(member) = room.now.lock().member(user) {
-        return Ok(member);
-    }
+    let at = {
+        let now = room.now.lock();
+        if let Some(member) = now.member(user) {
+            return Ok(member);
+        }
+        now.head
+    };
     let member = rooms.member(room.id(), user).await?;
     let mut now = room.now.lock();
-    now.learn_member(user, member);
-    Ok(now.member(user).flatten())
+    // An event may have told more since.
+    if let Some(known) = now.member(user) {
+        return Ok(known);
+    }
+    now.learn_member(at, user, member);
+    Ok(member)
 }
 
 /// A message of an open room with its changes.

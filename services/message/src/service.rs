@@ -1,13 +1,14 @@
 use std::{
+    collections::HashMap,
     sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use carillon_domain::{
-    Clock, Error, ErrorCode, MessageId, ReplicaId, Result, RoomId, Sequence, UserId,
+    ClientMessageId, Clock, Error, ErrorCode, MessageId, ReplicaId, Result, RoomId, Sequence,
+    UserId,
     event::{Draft, Message, Revision},
-    partition::Partition,
     policy::{self, Action},
     ports::{AccountStore, Bus, PushQueue, ReadMark, RoomLog, RoomStore},
     room::{Member, Role, Room, RoomKind},
@@ -15,7 +16,7 @@ use carillon_domain::{
         EventPage, HistoryQuery, MessageService, NewRoom, PresenceService, ResolvedRoom, RoomHead,
         RoomOverview, RoomSummary, RoomView, SendOutcome,
     },
-    signal::{Activity, Signal, Topic},
+    signal::{Activity, Signal},
     validate::{self, Problems},
 };
 use dashmap::DashMap;
@@ -23,7 +24,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::oneshot;
 
 use crate::{
-    decide::{Intent, Outcome, Rules},
+    decide::{self, Intent, Outcome, Rules},
     notify::{Notifier, PushPorts},
     partition::{self, Partitions, Request, Shared, Write},
     reads,
@@ -31,22 +32,38 @@ use crate::{
     state::RoomHandle,
 };
 
-/// Rooms that one person may be in.
+/// Rooms of one person that stores list at most.
 const MAX_ROOMS: usize = 5000;
 /// Events that are searched for a room's last message.
 const LAST_MESSAGE_SEARCH: u64 = 100;
+/// Rooms of a person that are looked at together for their list.
+const LISTED_TOGETHER: usize = 100;
+/// Rooms of a person that are looked at together for deleted ones.
+const COUNTED_TOGETHER: usize = 1000;
+/// How often a send asks other rooms about its client message id before it gives up: each time only about places that came up
+/// since, so that more than once means that the same id is being sent to several rooms right now.
+const SETTLING_ROUNDS: usize = 3;
+/// Other rooms that are asked at once.
+const ASKED_AT_ONCE: usize = 8;
 
 /// What can be set.
 #[derive(Clone, Copy, Debug)]
 pub struct MessageOptions {
     /// How long after sending a message its sender may edit or delete it (MSG-08).
     pub edit_window: Duration,
+    /// Rooms that one person may be in, 5,000 at most (direct rooms that others open with them count, but aren't refused).
+    pub max_rooms: usize,
+    /// For how long something may be answered from memory after it was proven that this replica owns the room: after another one
+    /// took over, what an old owner answers is at most this old. Costs one read of the log per partition in use and this time.
+    pub proof_lasts: Duration,
 }
 
 impl Default for MessageOptions {
     fn default() -> Self {
         Self {
             edit_window: Duration::from_secs(180),
+            max_rooms: MAX_ROOMS,
+            proof_lasts: Duration::from_secs(1),
         }
     }
 }
@@ -77,6 +94,7 @@ pub struct MessageRole {
     partitions: Partitions,
     rooms: Arc<dyn RoomStore>,
     accounts: Arc<dyn AccountStore>,
+    max_rooms: usize,
     /// All replicas, this one included.
     peers: OnceLock<Arc<dyn MessageService>>,
     me: Weak<MessageRole>,
@@ -109,6 +127,7 @@ impl MessageRole {
             replica,
             notifier,
             rules,
+            proof_lasts: options.proof_lasts,
             opened: DashMap::new(),
         });
         Arc::new_cyclic(|me| Self {
@@ -116,6 +135,7 @@ impl MessageRole {
             partitions,
             rooms: ports.rooms,
             accounts: ports.accounts,
+            max_rooms: options.max_rooms.min(MAX_ROOMS),
             peers: peers.map(OnceLock::from).unwrap_or_default(),
             me: me.clone(),
         })
@@ -145,8 +165,7 @@ impl MessageRole {
             span: tracing::Span::current(),
             traceparent: carillon_telemetry::propagation::traceparent(),
         };
-        self.partitions
-            .enqueue(room, &self.peers()?, Request::Write(write))?;
+        self.partitions.enqueue(room, Request::Write(write))?;
         answer.await.map_err(|_| {
             Error::new(
                 ErrorCode::Unavailable,
@@ -158,12 +177,12 @@ impl MessageRole {
     /// The open room, whoever asks.
     async fn open(&self, room: RoomId) -> Result<RoomHandle> {
         self.shared.check_owner(room)?;
-        if let Some(handle) = self.shared.opened.get(&room) {
-            return Ok(handle.clone());
+        if let Some(handle) = self.shared.open_room(room) {
+            return Ok(handle);
         }
         let (reply, answer) = oneshot::channel();
         self.partitions
-            .enqueue(room, &self.peers()?, Request::Open { room, reply })?;
+            .enqueue(room, Request::Open { room, reply })?;
         answer.await.map_err(|_| {
             Error::new(
                 ErrorCode::Unavailable,
@@ -196,14 +215,77 @@ impl MessageRole {
         Ok(handle)
     }
 
-    async fn check_room_limit(&self, actor: UserId) -> Result<()> {
-        if self.rooms.rooms_of(actor, None, MAX_ROOMS).await?.len() >= MAX_ROOMS {
+    /// Refuses a person who is in too many rooms already. Deleted ones don't count; those that are found are forgotten.
+    async fn check_room_limit(&self, user: UserId) -> Result<()> {
+        let ids = self.rooms.rooms_of(user, None, self.max_rooms).await?;
+        if ids.len() < self.max_rooms {
+            return Ok(());
+        }
+        let mut gone = 0;
+        for ids in ids.chunks(COUNTED_TOGETHER) {
+            let rooms = self.rooms.get_many(ids).await?;
+            gone += self.forget_deleted(user, &rooms).await;
+        }
+        if gone == 0 {
             return Err(Error::new(
                 ErrorCode::FailedPrecondition,
-                format!("a person can be in at most {MAX_ROOMS} rooms"),
+                format!("a person can be in at most {} rooms", self.max_rooms),
             ));
         }
         Ok(())
+    }
+
+    /// [`Self::check_room_limit`] of a person who is to come into a room, unless they are in it.
+    async fn check_room_limit_for(&self, user: UserId, room: RoomId) -> Result<()> {
+        match self.rooms.member(room, user).await? {
+            Some(_) => Ok(()),
+            None => self.check_room_limit(user).await,
+        }
+    }
+
+    /// Takes the deleted ones of these rooms from a person's list; says how many they are. Nobody can leave a deleted room, and
+    /// its members may be too many to be visited when it is deleted: so it goes when its members are met.
+    async fn forget_deleted(&self, user: UserId, rooms: &[Room]) -> usize {
+        let deleted: Vec<RoomId> = rooms
+            .iter()
+            .filter(|room| room.deleted_at.is_some())
+            .map(|room| room.id)
+            .collect();
+        if !deleted.is_empty()
+            && let Err(error) = self.rooms.forget_deleted(user, &deleted).await
+        {
+            tracing::warn!(%error, cause = error.cause_chain(), "deleted rooms stay in somebody's list until it is read again");
+        }
+        deleted.len()
+    }
+
+    /// Whether a client message id stands at one of these places of other rooms: their owners know.
+    async fn stands_at(
+        &self,
+        sender: UserId,
+        id: &ClientMessageId,
+        places: &[(RoomId, Sequence)],
+    ) -> Result<bool> {
+        let peers = self.peers()?;
+        let asked = stream::iter(places.iter().copied()).map(|(room, place)| {
+            let peers = &peers;
+            async move {
+                let after = Sequence(place.0.saturating_sub(1));
+                match peers.tail(room, after, 1).await {
+                    // A deleted message's content is left out of the tail, its ids are not.
+                    Ok(page) => Ok(page.events.first().is_some_and(|event| {
+                        event.sequence == place && partition::is_send(event, sender, id)
+                    })),
+                    Err(error) if error.code == ErrorCode::NotFound => Ok(false),
+                    Err(error) => Err(error),
+                }
+            }
+        });
+        let found: Vec<bool> = asked
+            .buffer_unordered(ASKED_AT_ONCE)
+            .try_collect::<Vec<bool>>()
+            .await?;
+        Ok(found.contains(&true))
     }
 
     async fn view(&self, actor: UserId, room: Room) -> Result<RoomView> {
@@ -212,34 +294,42 @@ impl MessageRole {
         peers.room(actor, room.id).await
     }
 
-    async fn overview(&self, room: RoomId) -> Result<Option<RoomOverview>> {
+    async fn overview(
+        &self,
+        reader: UserId,
+        room: RoomId,
+        read: ReadMark,
+    ) -> Result<Option<RoomOverview>> {
         let handle = match self.open(room).await {
             Ok(handle) => handle,
             Err(error) if error.code == ErrorCode::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let (head, messages) = {
+        let (head, messages, deleted) = {
             let now = handle.now.lock();
-            (now.head, now.messages)
+            (now.head, now.messages, now.deleted)
         };
+        if deleted {
+            return Ok(None);
+        }
         let floor = Sequence(head.0.saturating_sub(LAST_MESSAGE_SEARCH));
         let query = HistoryQuery {
             limit: 1,
             before: Some(head.next()),
             after: Some(floor),
         };
+        let log = self.shared.log.as_ref();
         let last_message = if messages == 0 {
             None
         } else {
-            reads::history(self.shared.log.as_ref(), &handle, query)
-                .await?
-                .pop()
+            reads::history(log, &handle, query).await?.pop()
         };
         Ok(Some(RoomOverview {
             room,
             head,
-            messages,
             last_message,
+            read,
+            unread: reads::unread(log, &handle, reader, read).await?,
         }))
     }
 }
@@ -335,40 +425,50 @@ impl MessageService for MessageRole {
         limit: usize,
     ) -> Result<Vec<RoomSummary>> {
         check_range("limit", limit, 100)?;
-        let ids = self.rooms.rooms_of(actor, after, limit).await?;
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
         let peers = self.peers()?;
-        let (rooms, overviews, marks) = futures::try_join!(
-            self.rooms.get_many(&ids),
-            peers.overviews(&ids),
-            self.rooms.read_marks(actor, &ids)
-        )?;
-        let mut rooms: Vec<Room> = rooms
-            .into_iter()
-            .filter(|room| room.deleted_at.is_none())
-            .collect();
-        rooms.sort_by_key(|room| room.id);
-        let summary = |room: Room| {
-            let overview = overviews.iter().find(|overview| overview.room == room.id)?;
-            let read = marks
-                .iter()
-                .find(|(id, _)| *id == room.id)
-                .map(|(_, mark)| *mark)
-                .unwrap_or_default();
-            Some(RoomSummary {
-                peer: room
-                    .pair
-                    .and_then(|pair| pair.into_iter().find(|user| *user != actor)),
-                head: overview.head,
-                last_message: overview.last_message.clone(),
-                read,
-                unread: overview.messages.saturating_sub(read.messages),
-                room,
-            })
+        let summary = |room: Room, overview: RoomOverview| RoomSummary {
+            peer: room
+                .pair
+                .and_then(|pair| pair.into_iter().find(|user| *user != actor)),
+            head: overview.head,
+            last_message: overview.last_message,
+            read: overview.read,
+            unread: overview.unread,
+            room,
         };
-        Ok(rooms.into_iter().filter_map(summary).collect())
+        let mut after = after;
+        let mut summaries = Vec::new();
+        // A short page means that there are no more rooms, so it must be filled past those that aren't there any more.
+        while summaries.len() < limit {
+            let ids = self.rooms.rooms_of(actor, after, LISTED_TOGETHER).await?;
+            let mut rooms = self.rooms.get_many(&ids).await?;
+            self.forget_deleted(actor, &rooms).await;
+            rooms.retain(|room| room.deleted_at.is_none());
+            rooms.sort_by_key(|room| room.id);
+            let mut rooms = rooms.into_iter();
+            while summaries.len() < limit {
+                let next: Vec<Room> = rooms.by_ref().take(limit - summaries.len()).collect();
+                if next.is_empty() {
+                    break;
+                }
+                let ids: Vec<RoomId> = next.iter().map(|room| room.id).collect();
+                let mut overviews: HashMap<RoomId, RoomOverview> = peers
+                    .overviews(actor, &ids)
+                    .await?
+                    .into_iter()
+                    .map(|overview| (overview.room, overview))
+                    .collect();
+                summaries.extend(next.into_iter().filter_map(|room| {
+                    let overview = overviews.remove(&room.id)?;
+                    Some(summary(room, overview))
+                }));
+            }
+            after = ids.last().copied();
+            if ids.len() < LISTED_TOGETHER {
+                break;
+            }
+        }
+        Ok(summaries)
     }
 
     async fn room_ids(&self, actor: UserId) -> Result<Vec<RoomId>> {
@@ -393,7 +493,7 @@ impl MessageService for MessageRole {
 
     async fn join(&self, actor: UserId, room: RoomId) -> Result<Sequence> {
         self.shared.check_owner(room)?;
-        self.check_room_limit(actor).await?;
+        self.check_room_limit_for(actor, room).await?;
         match self.write(room, actor, Intent::Join).await? {
             Outcome::Joined(place) => Ok(place),
             _ => Err(wrong("a join")),
@@ -427,7 +527,7 @@ impl MessageService for MessageRole {
         if self.accounts.by_ids(&[user]).await?.is_empty() {
             return Err(Error::not_found("user"));
         }
-        self.check_room_limit(user).await?;
+        self.check_room_limit_for(user, room).await?;
         match self
             .write(room, actor, Intent::PutMember { user, role })
             .await?
@@ -452,10 +552,28 @@ impl MessageService for MessageRole {
                 return Err(Error::invalid("reply_to", "a message of the same room"));
             }
         }
-        match self.write(room, actor, Intent::Send(draft)).await? {
-            Outcome::Sent(sent) => Ok(sent),
-            _ => Err(wrong("a send")),
+        let mut void = Vec::new();
+        for _ in 0..SETTLING_ROUNDS {
+            let intent = Intent::Send {
+                draft: draft.clone(),
+                void: void.clone(),
+            };
+            match self.write(room, actor, intent).await? {
+                Outcome::Sent(sent) => return Ok(sent),
+                Outcome::Unsettled(places) => {
+                    let id = &draft.client_message_id;
+                    if self.stands_at(actor, id, &places).await? {
+                        return Err(decide::other_content());
+                    }
+                    void.extend(places);
+                }
+                _ => return Err(wrong("a send")),
+            }
         }
+        Err(Error::new(
+            ErrorCode::Unavailable,
+            "this client message id is being sent to several rooms, try again",
+        ))
     }
 
     async fn locate(&self, message: MessageId) -> Result<ResolvedRoom> {
@@ -542,6 +660,7 @@ impl MessageService for MessageRole {
     }
 
     async fn heads(&self, rooms: &[RoomId]) -> Result<Vec<RoomHead>> {
+        check_range("rooms", rooms.len().max(1), 1000)?;
         let heads = stream::iter(rooms.iter().copied()).map(|room| async move {
             match self.open(room).await {
                 Ok(handle) => Ok(Some(RoomHead {
@@ -559,10 +678,16 @@ impl MessageService for MessageRole {
             .await
     }
 
-    async fn overviews(&self, rooms: &[RoomId]) -> Result<Vec<RoomOverview>> {
-        let overviews = stream::iter(rooms.iter().copied()).map(|room| self.overview(room));
+    async fn overviews(&self, reader: UserId, rooms: &[RoomId]) -> Result<Vec<RoomOverview>> {
+        check_range("rooms", rooms.len().max(1), 100)?;
+        let marks = self.rooms.read_marks(reader, rooms).await?;
+        let marks: HashMap<RoomId, ReadMark> = marks.into_iter().collect();
+        let overviews = stream::iter(rooms.iter().copied()).map(|room| {
+            let read = marks.get(&room).copied().unwrap_or_default();
+            self.overview(reader, room, read)
+        });
         overviews
-            .buffer_unordered(32)
+            .buffer_unordered(16)
             .try_filter_map(|overview| async move { Ok(overview) })
             .try_collect()
             .await
@@ -582,7 +707,11 @@ impl MessageService for MessageRole {
         };
         let sequence = sequence.min(head);
         if sequence == Sequence::ZERO {
-            return Ok(ReadMark::default());
+            // Nothing to raise: the answer is what stands.
+            let marks = self.rooms.read_marks(actor, &[room]).await?;
+            return Ok(marks
+                .first()
+                .map_or_else(ReadMark::default, |(_, stands)| *stands));
         }
         let messages = if sequence == head {
             messages
@@ -603,17 +732,15 @@ impl MessageService for MessageRole {
             time: self.shared.clock.now(),
         };
         let stands = self.rooms.mark_read(actor, room, mark).await?;
-        if stands.sequence == sequence {
+        // A mark that stood already was told when it was set.
+        if stands == mark {
             let signal = Signal::Read {
                 room,
                 user: actor,
                 sequence,
                 time: mark.time,
             };
-            self.shared
-                .notifier
-                .publish(Topic::Rooms(Partition::of_room(room)), &signal)
-                .await;
+            self.shared.notifier.publish(room, signal);
         }
         Ok(stands)
     }
@@ -632,10 +759,7 @@ impl MessageService for MessageRole {
             activity,
             active,
         };
-        self.shared
-            .notifier
-            .publish(Topic::of_room(room), &signal)
-            .await;
+        self.shared.notifier.publish(room, signal);
         Ok(())
     }
 }

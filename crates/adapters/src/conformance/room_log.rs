@@ -34,6 +34,8 @@ pub async fn all(log: Arc<dyn RoomLog>) {
     a_message_is_found_by_its_id(&*log).await;
     a_new_owner_goes_on_where_the_last_one_stopped(&*log).await;
     a_superseded_owner_is_refused(&*log).await;
+    an_owner_learns_that_it_was_replaced(&*log).await;
+    a_deleted_room_is_known_as_such(&*log).await;
     nothing_of_a_superseded_owner_becomes_visible(&*log).await;
     every_owner_of_many_sees_one_history(&*log).await;
     a_takeover_under_load_loses_nothing_acknowledged(log).await;
@@ -530,6 +532,33 @@ pub async fn a_superseded_owner_is_refused(log: &dyn RoomLog) {
         let late = old.event(UserId::new(), text("late"));
         let error = old.try_append(&[late]).await.unwrap_err();
         assert_eq!(error.code, ErrorCode::NotOwner, "opened: {opened}");
+    }
+}
+
+/// Promise 4: an owner that only reads can learn that it was replaced.
+pub async fn an_owner_learns_that_it_was_replaced(log: &dyn RoomLog) {
+    let room = RoomId::new();
+    let partition = Partition::of_room(room);
+    let epoch = acquire(log, room).await;
+    log.check(partition, epoch).await.unwrap();
+    let later = acquire(log, room).await;
+    let error = log.check(partition, epoch).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::NotOwner);
+    log.check(partition, later).await.unwrap();
+}
+
+/// MSG-01: every later owner knows from the log itself that a room was deleted.
+pub async fn a_deleted_room_is_known_as_such(log: &dyn RoomLog) {
+    let mut writer = Writer::open(log, RoomId::new()).await;
+    let user = UserId::new();
+    writer.send(user, "hello").await;
+    let before = log.open(writer.room, writer.epoch).await.unwrap();
+    assert!(!before.deleted);
+    writer.append(user, EventBody::RoomDeleted).await;
+    for _ in 0..2 {
+        let epoch = acquire(log, writer.room).await;
+        let open = log.open(writer.room, epoch).await.unwrap();
+        assert_eq!((open.deleted, open.head), (true, Sequence(2)));
     }
 }
 

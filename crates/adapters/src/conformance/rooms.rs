@@ -9,22 +9,24 @@ use carillon_domain::{
     room::{Member, Role, Room, RoomKind},
 };
 
-use super::room_log::Writer;
+use super::room_log::{Writer, text};
 
 /// Every clause.
 pub async fn all(store: Arc<dyn RoomStore>, log: Arc<dyn RoomLog>) {
     a_room_is_read_back(&*store).await;
-    creating_again_changes_nothing(&*store).await;
+    creating_again_changes_nothing(&*store, &*log).await;
     unknown_rooms_are_left_out(&*store).await;
     the_public_list_has_listed_rooms_in_order(&*store).await;
-    a_deleted_room_leaves_the_public_list(&*store).await;
+    a_deleted_room_leaves_the_public_list(&*store, &*log).await;
     a_pair_has_one_direct_room(&*store).await;
     racing_pairs_get_one_direct_room(store.clone()).await;
     members_follow_the_log(&*store, &*log).await;
     a_new_role_keeps_the_time_of_joining(&*store, &*log).await;
     members_are_paged_by_id(&*store, &*log).await;
     rooms_of_a_user_are_paged_by_id(&*store, &*log).await;
+    deleted_rooms_can_be_forgotten(&*store, &*log).await;
     read_marks_only_grow(&*store).await;
+    who_joins_has_read_up_to_there(&*store, &*log).await;
     racing_read_marks_end_at_the_largest(store.clone()).await;
     read_marks_are_read_for_many_rooms(&*store).await;
 }
@@ -50,6 +52,15 @@ fn ascending(count: usize) -> Vec<UserId> {
     users
 }
 
+/// Deletes a room as its owner does; answers when.
+async fn delete(log: &dyn RoomLog, room: RoomId) -> Timestamp {
+    let mut writer = Writer::open(log, room).await;
+    writer
+        .append(UserId::new(), EventBody::RoomDeleted)
+        .await
+        .time
+}
+
 fn joined(user: UserId, role: Role) -> EventBody {
     EventBody::Joined { user, role }
 }
@@ -66,14 +77,14 @@ pub async fn a_room_is_read_back(store: &dyn RoomStore) {
 }
 
 /// MSG-01: a repeated creation is no error, and doesn't revive a deleted room.
-pub async fn creating_again_changes_nothing(store: &dyn RoomStore) {
+pub async fn creating_again_changes_nothing(store: &dyn RoomStore, log: &dyn RoomLog) {
     let mut room = room(RoomKind::Public);
     store.create(&room).await.unwrap();
     store.create(&room).await.unwrap();
     assert_eq!(store.get(room.id).await.unwrap().as_ref(), Some(&room));
-    store.mark_deleted(room.id, Timestamp(5)).await.unwrap();
+    let deleted = delete(log, room.id).await;
     store.create(&room).await.unwrap();
-    room.deleted_at = Some(Timestamp(5));
+    room.deleted_at = Some(deleted);
     assert_eq!(store.get(room.id).await.unwrap(), Some(room));
 }
 
@@ -141,18 +152,22 @@ pub async fn the_public_list_has_listed_rooms_in_order(store: &dyn RoomStore) {
     assert!(first[0].id <= listed[0].id);
 }
 
-/// MSG-01: a deleted room can be read, but isn't listed; the first deletion stands.
-pub async fn a_deleted_room_leaves_the_public_list(store: &dyn RoomStore) {
+/// MSG-01: as soon as a deletion is acknowledged, the room isn't listed, and says when it was deleted.
+pub async fn a_deleted_room_leaves_the_public_list(store: &dyn RoomStore, log: &dyn RoomLog) {
     let before = RoomId::new();
     let (mut gone, stays) = (room(RoomKind::Channel), room(RoomKind::Public));
     store.create(&gone).await.unwrap();
     store.create(&stays).await.unwrap();
-    store.mark_deleted(gone.id, Timestamp(77)).await.unwrap();
+    let deleted = delete(log, gone.id).await;
     let list = public_list(store, Some(before), 100).await;
     assert!(list.contains(&stays));
     assert!(list.iter().all(|room| room.id != gone.id));
-    gone.deleted_at = Some(Timestamp(77));
+    gone.deleted_at = Some(deleted);
     assert_eq!(store.get(gone.id).await.unwrap(), Some(gone));
+    // A log without a stored room can end too, and no room comes of it.
+    let unknown = RoomId::new();
+    delete(log, unknown).await;
+    assert_eq!(store.get(unknown).await.unwrap(), None);
 }
 
 // === direct rooms ===
@@ -325,7 +340,77 @@ pub async fn rooms_of_a_user_are_paged_by_id(store: &dyn RoomStore, log: &dyn Ro
     }
 }
 
+/// MSG-09: deleted rooms don't stay in a person's list for ever; others do, whatever is asked for.
+pub async fn deleted_rooms_can_be_forgotten(store: &dyn RoomStore, log: &dyn RoomLog) {
+    let (user, other) = (UserId::new(), UserId::new());
+    let mut rooms = Vec::new();
+    for _ in 0..3 {
+        let room = room(RoomKind::Group);
+        store.create(&room).await.unwrap();
+        let mut writer = Writer::open(log, room.id).await;
+        writer.append(user, joined(user, Role::Owner)).await;
+        writer.append(user, joined(other, Role::Member)).await;
+        rooms.push(room.id);
+    }
+    rooms.sort();
+    delete(log, rooms[1]).await;
+    store.forget_deleted(user, &rooms).await.unwrap();
+    let kept = [rooms[0], rooms[2]];
+    assert_eq!(store.rooms_of(user, None, 10).await.unwrap(), kept);
+    assert_eq!(
+        store.rooms_of(other, None, 10).await.unwrap(),
+        rooms,
+        "of this person only"
+    );
+    // A later owner's repair of the last events brings nothing back.
+    Writer::open(log, rooms[1]).await;
+    store.forget_deleted(user, &rooms).await.unwrap();
+    assert_eq!(store.rooms_of(user, None, 10).await.unwrap(), kept);
+    store.forget_deleted(user, &[]).await.unwrap();
+}
+
 // === read marks ===
+
+/// MSG-09: what was said before somebody joined isn't unread to them; another role changes nothing about that.
+pub async fn who_joins_has_read_up_to_there(store: &dyn RoomStore, log: &dyn RoomLog) {
+    let mut writer = Writer::open(log, RoomId::new()).await;
+    let room = writer.room;
+    let (ann, bob) = (UserId::new(), UserId::new());
+    writer.append(ann, joined(ann, Role::Owner)).await;
+    for n in 0..3 {
+        writer.send(ann, &n.to_string()).await;
+    }
+    let at = |event: &carillon_domain::event::RoomEvent, messages| ReadMark {
+        sequence: event.sequence,
+        messages,
+        time: event.time,
+    };
+    let first = writer.append(ann, joined(bob, Role::Member)).await;
+    writer.send(ann, "after").await;
+    writer.append(ann, joined(bob, Role::Admin)).await;
+    let read = store.read_marks(bob, &[room]).await.unwrap();
+    assert_eq!(read, [(room, at(&first, 3))]);
+    // Who comes back has read up to there too, also when they left in the same moment.
+    let batch = [
+        writer.event(bob, EventBody::Left { user: bob }),
+        writer.event(ann, text("while bob was away")),
+        writer.event(bob, joined(bob, Role::Member)),
+    ];
+    writer.try_append(&batch).await.unwrap();
+    let read = store.read_marks(bob, &[room]).await.unwrap();
+    assert_eq!(read, [(room, at(&batch[2], 5))]);
+    // What they read themselves stands.
+    let ahead = ReadMark {
+        sequence: Sequence(900),
+        messages: 800,
+        time: Timestamp(1),
+    };
+    store.mark_read(ann, room, ahead).await.unwrap();
+    writer.append(ann, EventBody::Left { user: ann }).await;
+    writer.append(ann, joined(ann, Role::Member)).await;
+    let read = store.read_marks(ann, &[room]).await.unwrap();
+    assert_eq!(read, [(room, ahead)]);
+}
 
 fn mark(sequence: u64) -> ReadMark {
     ReadMark {

@@ -13,7 +13,7 @@ use carillon_domain::{
     ClientMessageId, Error, ErrorCode, MessageId, ReplicaId, Result, RoomId, Sequence, UserId,
     event::{EventBody, RoomEvent, StoredMessage},
     partition::Partition,
-    ports::{Epoch, Fence, OpenRoom, RoomLog},
+    ports::{Epoch, Fence, OpenRoom, ReadMark, RoomLog},
     room::Member,
 };
 use fjall::Slice;
@@ -25,6 +25,7 @@ use super::{
         sent_prefix, slot_and_sequence,
     },
     engine::{Durability, Engine, Transaction},
+    rooms,
     tables::Table,
 };
 
@@ -68,12 +69,29 @@ impl RoomLog for Logs {
             return Err(superseded());
         }
         let head = read_head(view.get(Table::Heads, room.0.as_bytes())?.as_deref())?;
+        let last = view.get(Table::Events, event_key(room, head.sequence, head.sequence))?;
+        let deleted = match last {
+            Some(row) => matches!(
+                read_event(room, head.sequence, &row)?.body,
+                EventBody::RoomDeleted
+            ),
+            None => false,
+        };
         Ok(OpenRoom {
             room,
             head: head.sequence,
             messages: head.messages,
+            deleted,
             fences: Vec::new(),
         })
+    }
+
+    async fn check(&self, partition: Partition, epoch: Epoch) -> Result<()> {
+        let row = self.0.view().get(Table::Meta, epoch_key(partition))?;
+        if read_epoch(row.as_deref())? != epoch {
+            return Err(superseded());
+        }
+        Ok(())
     }
 
     async fn append(&self, partition: Partition, epoch: Epoch, events: &[RoomEvent]) -> Result<()> {
@@ -294,7 +312,16 @@ fn project(transaction: &mut Transaction<'_>, event: &RoomEvent) -> Result<()> {
             // A change of the role doesn't change when they joined.
             let joined_at = match before {
                 Some(row) => read_member(*user, &row)?.joined_at,
-                None => event.time,
+                None => {
+                    // What was said before they came isn't unread.
+                    let mark = ReadMark {
+                        sequence: event.sequence,
+                        messages: event.messages_before,
+                        time: event.time,
+                    };
+                    rooms::raise_mark(transaction, *user, event.room, mark)?;
+                    event.time
+                }
             };
             let member = Member {
                 user: *user,
@@ -309,7 +336,8 @@ fn project(transaction: &mut Transaction<'_>, event: &RoomEvent) -> Result<()> {
             transaction.remove(Table::Members, pair(event.room.0, user.0));
             transaction.remove(Table::RoomsOfUser, pair(user.0, event.room.0));
         }
-        EventBody::Edited { .. } | EventBody::Deleted { .. } | EventBody::RoomDeleted => {}
+        EventBody::RoomDeleted => rooms::mark_deleted(transaction, event.room, event.time)?,
+        EventBody::Edited { .. } | EventBody::Deleted { .. } => {}
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use super::{
     codec::{
         json, pair, read_json, read_mark, read_member, read_read_mark, second_of_pair, tagged,
     },
-    engine::{Durability, Engine, View},
+    engine::{Durability, Engine, Transaction, View},
     tables::Table,
 };
 
@@ -60,24 +60,6 @@ impl RoomStore for Rooms {
                     .into_iter()
                     .filter_map(|room| load(view, room).transpose())
                     .collect()
-            })
-            .await
-    }
-
-    async fn mark_deleted(&self, room: RoomId, at: Timestamp) -> Result<()> {
-        let key = tagged(ROOM, room.0.as_bytes());
-        let listed = tagged(LISTED, room.0.as_bytes());
-        self.0
-            .commit(Durability::Synced, move |transaction| {
-                let row = transaction.get(Table::Rooms, key.as_slice())?;
-                let row = row.ok_or_else(|| Error::not_found("room"))?;
-                let mut room: Room = read_json(&row)?;
-                if room.deleted_at.is_none() {
-                    room.deleted_at = Some(at);
-                    transaction.put(Table::Rooms, key, json(&room)?);
-                    transaction.remove(Table::Rooms, listed);
-                }
-                Ok(())
             })
             .await
     }
@@ -167,6 +149,23 @@ impl RoomStore for Rooms {
         self.0.read(limit, move |view| list(view, limit)).await
     }
 
+    async fn forget_deleted(&self, user: UserId, rooms: &[RoomId]) -> Result<()> {
+        at_most(rooms.len(), 1_000)?;
+        let rooms = rooms.to_vec();
+        self.0
+            .commit(Durability::Synced, move |transaction| {
+                for room in rooms {
+                    let row = transaction.get(Table::Rooms, tagged(ROOM, room.0.as_bytes()))?;
+                    let stored = row.map(|row| read_json::<Room>(&row)).transpose()?;
+                    if stored.is_some_and(|room| room.deleted_at.is_some()) {
+                        transaction.remove(Table::RoomsOfUser, pair(user.0, room.0));
+                    }
+                }
+                Ok(())
+            })
+            .await
+    }
+
     async fn mark_read(&self, user: UserId, room: RoomId, mark: ReadMark) -> Result<ReadMark> {
         let key = pair(user.0, room.0);
         if let Some(row) = self.0.view().get(Table::ReadMarks, key)? {
@@ -177,14 +176,7 @@ impl RoomStore for Rooms {
         }
         self.0
             .commit(Durability::Synced, move |transaction| {
-                if let Some(row) = transaction.get(Table::ReadMarks, key)? {
-                    let stored = read_read_mark(&row)?;
-                    if stored.sequence >= mark.sequence {
-                        return Ok(stored);
-                    }
-                }
-                transaction.put(Table::ReadMarks, key, read_mark(mark));
-                Ok(mark)
+                raise_mark(transaction, user, room, mark)
             })
             .await
     }
@@ -206,6 +198,40 @@ impl RoomStore for Rooms {
             })
             .await
     }
+}
+
+/// Raises a read mark unless it is as far already; answers the one that stands.
+pub(super) fn raise_mark(
+    transaction: &mut Transaction<'_>,
+    user: UserId,
+    room: RoomId,
+    mark: ReadMark,
+) -> Result<ReadMark> {
+    let key = pair(user.0, room.0);
+    if let Some(row) = transaction.get(Table::ReadMarks, key)? {
+        let stored = read_read_mark(&row)?;
+        if stored.sequence >= mark.sequence {
+            return Ok(stored);
+        }
+    }
+    transaction.put(Table::ReadMarks, key, read_mark(mark));
+    Ok(mark)
+}
+
+/// Marks a room deleted and takes it from the public list. A log may be without a room: then there is nothing to mark.
+pub(super) fn mark_deleted(
+    transaction: &mut Transaction<'_>,
+    room: RoomId,
+    at: Timestamp,
+) -> Result<()> {
+    let key = tagged(ROOM, room.0.as_bytes());
+    if let Some(row) = transaction.get(Table::Rooms, key.as_slice())? {
+        let mut stored: Room = read_json(&row)?;
+        stored.deleted_at.get_or_insert(at);
+        transaction.put(Table::Rooms, key, json(&stored)?);
+        transaction.remove(Table::Rooms, tagged(LISTED, room.0.as_bytes()));
+    }
+    Ok(())
 }
 
 fn load(view: &View<'_>, room: RoomId) -> Result<Option<Room>> {

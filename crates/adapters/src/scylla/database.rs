@@ -16,7 +16,11 @@ use scylla::{
     },
     response::query_result::QueryResult,
     serialize::row::SerializeRow,
-    statement::{Consistency, prepared::PreparedStatement},
+    statement::{
+        Consistency,
+        batch::{Batch, BatchType},
+        prepared::PreparedStatement,
+    },
     value::{CqlTimestamp, CqlValue, Row},
 };
 
@@ -82,6 +86,25 @@ impl Database {
         .await
         .map(drop)
         .map_err(failed)
+    }
+
+    /// Runs writes of one partition together: a replica has all of them or none.
+    pub(super) async fn batch(
+        &self,
+        operation: &'static str,
+        writes: Vec<(&PreparedStatement, Vec<CqlValue>)>,
+    ) -> Result<()> {
+        let mut batch = Batch::new(BatchType::Logged);
+        batch.set_is_idempotent(true);
+        let mut values = Vec::with_capacity(writes.len());
+        for (statement, row) in writes {
+            batch.append_statement(statement.clone());
+            values.push(row);
+        }
+        timed("scylla", operation, self.session.batch(&batch, values))
+            .await
+            .map(drop)
+            .map_err(failed)
     }
 
     /// Runs a read of one row.

@@ -17,6 +17,11 @@ use super::database::{Conditional, Database, column, cql_time, signed, some_at_a
 
 /// Partitions of the public list, so that it is no hot spot. Part of the stored format.
 const PUBLIC_SHARDS: i32 = 16;
+/// Takes a room from the public list.
+pub(super) const UNLIST: &str =
+    "DELETE FROM public_rooms USING TIMESTAMP 2 WHERE shard = ? AND room = ?";
+/// The sequence is the write's timestamp, so that the largest mark wins without a conditional write.
+pub(super) const MARK_READ: &str = "INSERT INTO read_states (user, room, seq, messages, time) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?";
 /// Rooms per read of a user's read marks.
 const MARKS_PER_READ: usize = 100;
 
@@ -24,9 +29,7 @@ pub(super) struct Rooms {
     database: Database,
     create: PreparedStatement,
     list: PreparedStatement,
-    unlist: PreparedStatement,
     by_id: PreparedStatement,
-    mark_deleted: PreparedStatement,
     public_first: PreparedStatement,
     public_after: PreparedStatement,
     direct: PreparedStatement,
@@ -36,6 +39,7 @@ pub(super) struct Rooms {
     members_after: PreparedStatement,
     rooms_first: PreparedStatement,
     rooms_after: PreparedStatement,
+    forget: PreparedStatement,
     mark_read: PreparedStatement,
     read_mark: PreparedStatement,
     read_marks: PreparedStatement,
@@ -62,19 +66,13 @@ impl Rooms {
             create: database
                 .prepare("INSERT INTO rooms (id, kind, name, description, created_by, created_at, pair_a, pair_b, deleted_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")
                 .await?,
-            // The later of these two wins whenever they run: a room that was taken from the list doesn't come back when its
+            // [`UNLIST`] wins over it whenever the two run: a room that was taken from the list doesn't come back when its
             // creation is repeated.
             list: database
                 .prepare("INSERT INTO public_rooms (shard, room) VALUES (?, ?) USING TIMESTAMP 1")
                 .await?,
-            unlist: database
-                .prepare("DELETE FROM public_rooms USING TIMESTAMP 2 WHERE shard = ? AND room = ?")
-                .await?,
             by_id: database
                 .prepare("SELECT id, kind, name, description, created_by, created_at, pair_a, pair_b, deleted_at FROM rooms WHERE id = ?")
-                .await?,
-            mark_deleted: database
-                .prepare("UPDATE rooms SET deleted_at = ? WHERE id = ?")
                 .await?,
             public_first: database
                 .prepare("SELECT room FROM public_rooms WHERE shard = ? LIMIT ?")
@@ -103,10 +101,11 @@ impl Rooms {
             rooms_after: database
                 .prepare("SELECT room FROM rooms_by_user WHERE user = ? AND room > ? LIMIT ?")
                 .await?,
-            // The sequence is the write's timestamp, so that the largest mark wins without a conditional write.
-            mark_read: database
-                .prepare("INSERT INTO read_states (user, room, seq, messages, time) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?")
+            // The clock's timestamp is later than that of any projection (an event's sequence), and there are no later events.
+            forget: database
+                .prepare("DELETE FROM rooms_by_user WHERE user = ? AND room = ?")
                 .await?,
+            mark_read: database.prepare(MARK_READ).await?,
             read_mark: database
                 .prepare("SELECT room, seq, messages, time FROM read_states WHERE user = ? AND room = ?")
                 .await?,
@@ -190,22 +189,6 @@ impl RoomStore for Rooms {
         rows.into_iter()
             .filter_map(|row| read_room(row).transpose())
             .collect()
-    }
-
-    async fn mark_deleted(&self, room: RoomId, at: Timestamp) -> Result<()> {
-        let Some(stored) = self.get(room).await? else {
-            return Err(Error::not_found("room"));
-        };
-        if stored.deleted_at.is_none() {
-            let values = (cql_time(at), room.0);
-            self.database
-                .write("mark_room_deleted", &self.mark_deleted, values)
-                .await?;
-        }
-        let values = (public_shard(room), room.0);
-        self.database
-            .write("unlist_room", &self.unlist, values)
-            .await
     }
 
     async fn list_public(&self, after: Option<RoomId>, limit: usize) -> Result<Vec<Room>> {
@@ -305,6 +288,20 @@ impl RoomStore for Rooms {
         Ok(rows.into_iter().map(|(room,)| RoomId(room)).collect())
     }
 
+    async fn forget_deleted(&self, user: UserId, rooms: &[RoomId]) -> Result<()> {
+        let rooms = self.get_many(rooms).await?;
+        let mut writes: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
+        for room in rooms.iter().filter(|room| room.deleted_at.is_some()) {
+            let values = (user.0, room.id.0);
+            writes.push(Box::pin(self.database.write(
+                "forget_room",
+                &self.forget,
+                values,
+            )));
+        }
+        some_at_a_time(writes).await.map(drop)
+    }
+
     async fn mark_read(&self, user: UserId, room: RoomId, mark: ReadMark) -> Result<ReadMark> {
         let stands = self
             .database
@@ -317,18 +314,9 @@ impl RoomStore for Rooms {
         {
             return Ok(stands);
         }
-        let sequence = signed(mark.sequence.0);
-        let values = (
-            user.0,
-            room.0,
-            sequence,
-            signed(mark.messages),
-            cql_time(mark.time),
-            sequence,
-        );
         // A larger mark that came in between stays; then this answer is as if it had been given before that one.
         self.database
-            .write("mark_read", &self.mark_read, values)
+            .write("mark_read", &self.mark_read, mark_values(user, room, mark))
             .await?;
         Ok(mark)
     }
@@ -348,7 +336,25 @@ impl RoomStore for Rooms {
     }
 }
 
-fn public_shard(room: RoomId) -> i32 {
+/// Values of [`MARK_READ`].
+pub(super) fn mark_values(
+    user: UserId,
+    room: RoomId,
+    mark: ReadMark,
+) -> (Uuid, Uuid, i64, i64, CqlTimestamp, i64) {
+    let sequence = signed(mark.sequence.0);
+    (
+        user.0,
+        room.0,
+        sequence,
+        signed(mark.messages),
+        cql_time(mark.time),
+        sequence,
+    )
+}
+
+/// Where a room is in the public list.
+pub(super) fn public_shard(room: RoomId) -> i32 {
     // The low bits of a UUIDv7 are random.
     (room.0.as_u128() % PUBLIC_SHARDS as u128) as i32
 }

@@ -232,6 +232,102 @@ async fn a_paused_owner_can_do_no_harm() {
     .await;
 }
 
+/// Promise 1: an opener that was paused before it fenced, and wakes up when a later owner has adopted what lies behind its fence,
+/// takes nothing away, neither from that owner nor from any later one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_fence_takes_nothing_away() {
+    on_scylla(
+        "a_late_fence_takes_nothing_away",
+        |stores, session| async move {
+            let log = &*stores.log;
+            let (room, ann) = (RoomId::new(), UserId::new());
+            let partition = carillon_domain::partition::Partition::of_room(room);
+            let mut first = Writer::open(log, room).await;
+            let mut expected = Vec::new();
+            for n in 0..5 {
+                expected.push(first.send(ann, &n.to_string()).await);
+            }
+            // Cut off in an append: its row stands, unacknowledged.
+            let adopted = first.event(ann, conformance::room_log::text("adopted"));
+            // Reads the room up to 5, and is paused.
+            let owner = carillon_domain::ReplicaId("paused".into());
+            let paused = log.acquire(partition, &owner).await.unwrap();
+            write_row(&session, &adopted, adopted.sequence, first.epoch).await;
+            let mut third = Writer::open(log, room).await;
+            expected.push(adopted.clone());
+            assert_eq!(third.history().await, expected);
+            expected.push(third.send(ann, "acknowledged").await);
+            // What the paused opener had under way, with the timestamps that its epoch gives: see `fences::timestamps`.
+            let cql =
+                "INSERT INTO room_fences (room, epoch, first) VALUES (?, ?, 6) USING TIMESTAMP ?";
+            let epoch = paused.0 as i64;
+            session
+                .query_unpaged(cql, (room.0, epoch, 2 * epoch + 1))
+                .await
+                .unwrap();
+            let cql = "DELETE FROM room_fences USING TIMESTAMP ? WHERE room = ? AND epoch < ?";
+            session
+                .query_unpaged(cql, (2 * epoch, room.0, epoch))
+                .await
+                .unwrap();
+            let mut fourth = Writer::open(log, room).await;
+            assert_eq!(fourth.history().await, expected);
+            expected.push(fourth.send(ann, "on").await);
+            assert_eq!(Writer::open(log, room).await.history().await, expected);
+        },
+    )
+    .await;
+}
+
+/// MSG-20: a room that had very many owners with something to say still opens: its fences don't fit into one batch.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_of_many_owners_opens() {
+    on_scylla("a_room_of_many_owners_opens", |stores, _| async move {
+        let log = &*stores.log;
+        let (room, ann) = (RoomId::new(), UserId::new());
+        let mut expected = Vec::new();
+        for n in 0..230 {
+            let mut writer = Writer::open(log, room).await;
+            expected.push(writer.send(ann, &n.to_string()).await);
+            assert_eq!(writer.fences.len(), n + 1);
+        }
+        assert_eq!(Writer::open(log, room).await.history().await, expected);
+    })
+    .await;
+}
+
+/// MSG-01: a deletion that its owner didn't get to project is projected by the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_done_deletion_is_finished() {
+    on_scylla(
+        "a_half_done_deletion_is_finished",
+        |stores, session| async move {
+            let ann = UserId::new();
+            let room = carillon_domain::room::Room {
+                id: RoomId::new(),
+                kind: carillon_domain::room::RoomKind::Public,
+                name: "gone".into(),
+                description: String::new(),
+                created_by: ann,
+                created_at: carillon_domain::Timestamp(1),
+                pair: None,
+                deleted_at: None,
+            };
+            stores.rooms.create(&room).await.unwrap();
+            let mut crashed = Writer::open(&*stores.log, room.id).await;
+            crashed.send(ann, "first").await;
+            let deletion = crashed.event(ann, EventBody::RoomDeleted);
+            write_row(&session, &deletion, deletion.sequence, crashed.epoch).await;
+            Writer::open(&*stores.log, room.id).await;
+            let stored = stores.rooms.get(room.id).await.unwrap().unwrap();
+            assert_eq!(stored.deleted_at, Some(deletion.time));
+            let listed = stores.rooms.list_public(None, 100).await.unwrap();
+            assert_eq!(listed, []);
+        },
+    )
+    .await;
+}
+
 /// Promises 1 and 3: what a crashed owner left half done is finished by the next one: index, overlays, members.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crashed_owner_is_tidied_up_after() {

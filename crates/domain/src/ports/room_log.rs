@@ -32,6 +32,8 @@ pub struct OpenRoom {
     pub head: Sequence,
     /// Messages up to and including the head.
     pub messages: u64,
+    /// Whether the last event deleted the room: nothing may follow it.
+    pub deleted: bool,
     /// Every fence of the room, ascending, this owner's last. Empty where ownership needs no fences (one process).
     pub fences: Vec<Fence>,
 }
@@ -39,11 +41,12 @@ pub struct OpenRoom {
 /// The logs of all rooms: the truth of the platform (promises 1 to 4).
 ///
 /// Writing: `acquire` the partition, `open` each of its rooms under that epoch, then `append`. After any error of `append` the
-/// outcome is unknown: the caller must `acquire` and `open` again before it writes or reads on. An owner that was replaced can
-/// never get `Ok` from `append`, and nothing it wrote unacknowledged is visible under a later owner unless that owner found it
-/// when it opened the room.
+/// outcome is unknown: the caller must `acquire` and `open` again before it writes or reads on. The same after an error of `open`
+/// other than `Internal`: an epoch gets one try to fence a room. An owner that was replaced can never get `Ok` from `append`, and
+/// nothing it wrote unacknowledged is visible under a later owner unless that owner found it when it opened the room.
 ///
-/// Reading: only what an owner has opened or appended, with the fences it got: `to` is at most its head.
+/// Reading: only what an owner has opened or appended, with the fences it got: `to` is at most its head. An owner that hasn't
+/// appended for a while doesn't know that it was replaced: `check` tells it.
 #[async_trait]
 pub trait RoomLog: Send + Sync {
     /// Takes a partition, with an epoch larger than every earlier one.
@@ -51,8 +54,12 @@ pub trait RoomLog: Send + Sync {
 
     /// Opens a room for this epoch: finds the last event at quorum, sets the fence after it, and repairs what a crashed owner
     /// may have left undone for the last events (entries of the idempotency index and projections). Opening a room again under
-    /// the same epoch keeps the fence that stands.
+    /// the same epoch keeps the fence that stands. The fences that it answers are all there are from then on, whatever an earlier
+    /// epoch still writes.
     async fn open(&self, room: RoomId, epoch: Epoch) -> Result<OpenRoom>;
+
+    /// `NotOwner` when the epoch is over. `Ok`: when the call began, no later owner had acknowledged anything.
+    async fn check(&self, partition: Partition, epoch: Epoch) -> Result<()>;
 
     /// Makes events durable, all of one partition; several rooms may be mixed, each ascending and dense after its head. `Ok`
     /// means: on a quorum (or fsynced), indexed, projected, and the epoch was still the partition's afterwards. `NotOwner` when

@@ -16,8 +16,9 @@ pub struct ReadMark {
     pub time: Timestamp,
 }
 
-/// Rooms, and the projections of their logs: members by room, rooms by user. [`super::RoomLog::append`] keeps the projections;
-/// this port reads them. Reads see every acknowledged append.
+/// Rooms, and the projections of their logs: members by room, rooms by user, whether a room was deleted, and as the floor of a
+/// read mark the place where somebody joined. [`super::RoomLog::append`] keeps the projections; this port reads them. Reads see
+/// every acknowledged append.
 #[async_trait]
 pub trait RoomStore: Send + Sync {
     /// Stores a new room, without members. Storing the same room again changes nothing.
@@ -28,9 +29,6 @@ pub trait RoomStore: Send + Sync {
 
     /// Rooms by id, in any order; unknown ones are left out. At most 1,000 ids.
     async fn get_many(&self, rooms: &[RoomId]) -> Result<Vec<Room>>;
-
-    /// Marks a room deleted and takes it from the public list.
-    async fn mark_deleted(&self, room: RoomId, at: Timestamp) -> Result<()>;
 
     /// Listed rooms that aren't deleted, ascending by id, after `after`, at most `limit` (1 to 100).
     async fn list_public(&self, after: Option<RoomId>, limit: usize) -> Result<Vec<Room>>;
@@ -57,6 +55,10 @@ pub trait RoomStore: Send + Sync {
         after: Option<RoomId>,
         limit: usize,
     ) -> Result<Vec<RoomId>>;
+
+    /// Takes deleted rooms from a user's list, so that they don't fill it for ever: nobody can leave a deleted room. Rooms that
+    /// aren't deleted stay. At most 1,000 rooms.
+    async fn forget_deleted(&self, user: UserId, rooms: &[RoomId]) -> Result<()>;
 
     /// Raises a read mark; a smaller or equal sequence changes nothing. Answers the mark that stands.
     async fn mark_read(&self, user: UserId, room: RoomId, mark: ReadMark) -> Result<ReadMark>;

@@ -44,7 +44,7 @@ pub struct RoomSummary {
     pub last_message: Option<Message>,
     /// How far the caller has read.
     pub read: ReadMark,
-    /// Messages after that.
+    /// Messages of others after that which weren't deleted; see [`RoomOverview::unread`].
     pub unread: u64,
 }
 
@@ -57,17 +57,25 @@ pub struct RoomHead {
     pub head: Sequence,
 }
 
-/// A room's state without regard to a reader, for conversation lists.
+/// A room's state as one reader sees it, for conversation lists.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RoomOverview {
     /// Which room.
     pub room: RoomId,
     /// Its last event.
     pub head: Sequence,
-    /// How many messages it has.
-    pub messages: u64,
     /// Its last message, if there is one among the last 100 events.
     pub last_message: Option<Message>,
+    /// How far the reader has read; at least up to where they joined.
+    pub read: ReadMark,
+    /// Messages of others after that which weren't deleted. Exact while the mark is among the room's last
+    /// [`RoomOverview::EXACT`] events; for who is further behind, all messages after the mark.
+    pub unread: u64,
+}
+
+impl RoomOverview {
+    /// Events from a room's head within which unread messages are counted one by one.
+    pub const EXACT: u64 = 1_000;
 }
 
 /// What a send came to.
@@ -219,9 +227,10 @@ pub trait MessageService: Send + Sync {
     /// Heads of rooms; unknown rooms are left out. Not checked against a user: for gateways. At most 1,000 rooms.
     async fn heads(&self, rooms: &[RoomId]) -> Result<Vec<RoomHead>>;
 
-    /// Overviews of rooms; unknown rooms are left out. Not checked against a user: for the message role's own peers, which build
-    /// conversation lists from them. At most 100 rooms, which may span owners: the routing client splits the call.
-    async fn overviews(&self, rooms: &[RoomId]) -> Result<Vec<RoomOverview>>;
+    /// Overviews of rooms for a reader; unknown and deleted rooms are left out. Whether the reader is a member isn't checked: for
+    /// the message role's own peers, which build conversation lists from them. At most 100 rooms, which may span owners: the
+    /// routing client splits the call.
+    async fn overviews(&self, reader: UserId, rooms: &[RoomId]) -> Result<Vec<RoomOverview>>;
 
     /// [`MessageService::events`] without a check against a user, for gateways that repair a gap for all followers of a room.
     async fn tail(&self, room: RoomId, after: Sequence, limit: usize) -> Result<EventPage>;

@@ -453,9 +453,10 @@ impl MessageService for MessageClient {
         got.heads.into_iter().map(|one| answer(head(one))).collect()
     }
 
-    async fn overviews(&self, rooms: &[RoomId]) -> Result<Vec<RoomOverview>> {
+    async fn overviews(&self, reader: UserId, rooms: &[RoomId]) -> Result<Vec<RoomOverview>> {
         let request = pb::GetOverviewsRequest {
             room_ids: texts(rooms),
+            reader_id: reader.to_string(),
         };
         let got = self
             .rpc

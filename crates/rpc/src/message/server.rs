@@ -423,7 +423,8 @@ impl server::MessageService for MessageServer {
     ) -> Result<Response<pb::GetOverviewsResponse>, Status> {
         handle(request, |caller, get| async move {
             let rooms = ids("room_ids", &get.room_ids, MAX_PAGE)?;
-            let overviews = self.service(caller).overviews(&rooms).await?;
+            let reader = id("reader_id", &get.reader_id)?;
+            let overviews = self.service(caller).overviews(reader, &rooms).await?;
             Ok(pb::GetOverviewsResponse {
                 overviews: overviews.into_iter().map(overview_to_proto).collect(),
             })

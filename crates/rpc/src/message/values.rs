@@ -220,8 +220,9 @@ pub(super) fn overview_to_proto(overview: RoomOverview) -> pb::RoomOverview {
     pb::RoomOverview {
         room_id: overview.room.to_string(),
         head: overview.head.0,
-        messages: overview.messages,
         last_message: overview.last_message.map(message_to_proto),
+        read: Some(mark_to_proto(overview.read)),
+        unread: overview.unread,
     }
 }
 
@@ -229,8 +230,9 @@ pub(super) fn overview(overview: pb::RoomOverview) -> Result<RoomOverview> {
     Ok(RoomOverview {
         room: id("overviews.room_id", &overview.room_id)?,
         head: Sequence(overview.head),
-        messages: overview.messages,
         last_message: optional_message(overview.last_message)?,
+        read: mark(overview.read)?,
+        unread: overview.unread,
     })
 }
 
@@ -575,8 +577,9 @@ mod tests {
             let overviewed = RoomOverview {
                 room: it.id,
                 head: Sequence(head),
-                messages: unread,
                 last_message: last_message.clone(),
+                read,
+                unread,
             };
             prop_assert_eq!(overview(overview_to_proto(overviewed.clone())).unwrap(), overviewed);
             let line = RoomSummary {

@@ -122,7 +122,7 @@ async fn message_script(service: &dyn MessageService) -> Transcript {
     // As large as a page gets: above tonic's default limit.
     said.add(service.events(actor, room, Sequence(3), 1000).await);
     said.add(service.heads(&[room, RoomId(uuid(31))]).await);
-    said.add(service.overviews(&[room]).await);
+    said.add(service.overviews(actor, &[room]).await);
     said.add(service.tail(room, Sequence(0), 1000).await);
     said.add(service.mark_read(actor, room, Sequence(8)).await);
     said.add(

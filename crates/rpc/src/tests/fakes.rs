@@ -476,13 +476,18 @@ impl MessageService for FakeServices {
         Ok(rooms.iter().map(head).collect())
     }
 
-    async fn overviews(&self, rooms: &[RoomId]) -> Result<Vec<RoomOverview>> {
-        self.note(format!("overviews {rooms:?}")).await?;
+    async fn overviews(&self, reader: UserId, rooms: &[RoomId]) -> Result<Vec<RoomOverview>> {
+        self.note(format!("overviews {reader} {rooms:?}")).await?;
         let overview = |room: &RoomId| RoomOverview {
             room: *room,
             head: Sequence(22),
-            messages: 20,
             last_message: Some(message(*room, UserId(uuid(1)), draft("last"))),
+            read: ReadMark {
+                sequence: Sequence(9),
+                messages: 8,
+                time: Timestamp(7),
+            },
+            unread: 12,
         };
         Ok(rooms.iter().map(overview).collect())
     }

@@ -272,7 +272,7 @@ async fn rooms_of_many_owners_are_asked_at_once_and_put_together() {
     assert_eq!(town.fake(0).calls(), [format!("heads {:?}", &rooms[..3])]);
     assert_eq!(town.fake(1).calls().len(), 2);
 
-    let overviews = town.router.overviews(&rooms).await.unwrap();
+    let overviews = town.router.overviews(UserId::new(), &rooms).await.unwrap();
     assert_eq!(overviews.len(), rooms.len());
     assert!(town.router.heads(&[]).await.unwrap().is_empty());
 }

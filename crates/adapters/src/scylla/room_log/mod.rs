@@ -11,6 +11,12 @@
 //! **Why an unacknowledged event can't come back.** See [`fences`]: the new owner's fence lies after the head that it found,
 //! and what it found is written again at quorum before it goes on, so that every later owner finds it too.
 //!
+//! **Why a late fence can't take anything away.** An opener that is paused before it fences may wake up when a later owner has
+//! adopted what it would void. Therefore the fences of a room are those that its newest opener knows: it deletes all of earlier
+//! epochs and writes again what it read, with timestamps made of its epoch, so that whatever an earlier one still writes is
+//! deleted already. A fence that the opener's quorum read missed was not complete by then, so its owner finds the epoch raised
+//! when it checks, and never serves.
+//!
 //! `room_heads` is a lower bound, written some time after an append was acknowledged: everything up to it is acknowledged,
 //! indexed and projected. It saves reading, and nothing breaks when it is old or missing.
 
@@ -39,7 +45,10 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use self::heads::Heads;
-use super::database::{Conditional, Database, column, cql_time, signed, some_at_a_time, unsigned};
+use super::{
+    database::{Conditional, Database, column, cql_time, signed, some_at_a_time, unsigned},
+    rooms::{MARK_READ, UNLIST},
+};
 
 /// Places per partition of `messages`. Part of the stored format.
 const BUCKET: u64 = 1000;
@@ -63,7 +72,7 @@ struct Statements {
     raise_epoch: PreparedStatement,
     fences: PreparedStatement,
     put_fence: PreparedStatement,
-    drop_fence: PreparedStatement,
+    drop_fences: PreparedStatement,
     head: PreparedStatement,
     put_event: PreparedStatement,
     slots: PreparedStatement,
@@ -76,6 +85,9 @@ struct Statements {
     drop_member: PreparedStatement,
     put_room_of_user: PreparedStatement,
     drop_room_of_user: PreparedStatement,
+    mark_read: PreparedStatement,
+    mark_deleted: PreparedStatement,
+    unlist: PreparedStatement,
 }
 
 /// An event with the epoch that wrote it.
@@ -130,10 +142,12 @@ impl Statements {
                 .prepare("SELECT epoch, first FROM room_fences WHERE room = ?")
                 .await?,
             put_fence: database
-                .prepare("INSERT INTO room_fences (room, epoch, first) VALUES (?, ?, ?)")
+                .prepare(
+                    "INSERT INTO room_fences (room, epoch, first) VALUES (?, ?, ?) USING TIMESTAMP ?",
+                )
                 .await?,
-            drop_fence: database
-                .prepare("DELETE FROM room_fences WHERE room = ? AND epoch = ?")
+            drop_fences: database
+                .prepare("DELETE FROM room_fences USING TIMESTAMP ? WHERE room = ? AND epoch < ?")
                 .await?,
             head: database
                 .prepare("SELECT seq FROM room_heads WHERE room = ?")
@@ -175,6 +189,11 @@ impl Statements {
             drop_room_of_user: database
                 .prepare("DELETE FROM rooms_by_user USING TIMESTAMP ? WHERE user = ? AND room = ?")
                 .await?,
+            mark_read: database.prepare(MARK_READ).await?,
+            mark_deleted: database
+                .prepare("UPDATE rooms SET deleted_at = ? WHERE id = ?")
+                .await?,
+            unlist: database.prepare(UNLIST).await?,
         })
     }
 }
@@ -193,6 +212,10 @@ impl RoomLog for Log {
             .open(room, epoch)
             .instrument(span("scylla.open", "open"))
             .await
+    }
+
+    async fn check(&self, partition: Partition, epoch: Epoch) -> Result<()> {
+        self.0.check_owner(partition, epoch).await
     }
 
     async fn append(&self, partition: Partition, epoch: Epoch, events: &[RoomEvent]) -> Result<()> {

@@ -4,15 +4,21 @@ use std::collections::VecDeque;
 
 use carillon_domain::{
     Error, Result, RoomId, Sequence,
+    event::EventBody,
     partition::Partition,
     ports::{Epoch, Fence, OpenRoom},
 };
 
+use scylla::value::CqlValue;
+
 use super::{
     BUCKET, Inner, MAX_BATCH, Row, bucket,
-    fences::{is_void, split},
+    fences::{is_void, living, timestamps},
     signed, some_at_a_time, superseded, unsigned,
 };
+
+/// Writes of fences in one batch.
+const FENCES_PER_BATCH: usize = 100;
 
 /// The end of a room's log.
 #[derive(Default)]
@@ -61,6 +67,11 @@ impl Inner {
             room,
             head: tail.head,
             messages: tail.messages,
+            // A room with a head has its last event in the tail, since the search begins at an event that stands.
+            deleted: tail
+                .rows
+                .back()
+                .is_some_and(|row| matches!(row.event.body, EventBody::RoomDeleted)),
             fences,
         })
     }
@@ -132,34 +143,51 @@ impl Inner {
         Ok(tail)
     }
 
-    /// Sets this owner's fence, and drops fences that decide nothing any more. Answers the living ones.
+    /// Sets this owner's fence, and makes the fences that it knows the only ones there are. Answers the living ones.
     async fn fence(
         &self,
         room: RoomId,
         epoch: Epoch,
         head: Sequence,
-        known: Vec<Fence>,
+        mut fences: Vec<Fence>,
     ) -> Result<Vec<Fence>> {
-        let mut fences = known;
         // A room may be opened again under the same epoch. Its fence must stay where it is: moved, it would no longer void
         // what an earlier owner wrote late at places that this one has filled since.
-        if !fences.iter().any(|fence| fence.epoch == epoch) {
-            let fence = Fence {
-                epoch,
-                first: head.next(),
-            };
-            let values = (room.0, signed(epoch.0), signed(fence.first.0));
-            self.database
-                .write("write_fence", &self.statements.put_fence, values)
-                .await?;
-            fences.push(fence);
+        if fences.iter().any(|fence| fence.epoch == epoch) {
+            return Ok(living(fences));
         }
-        let (living, dead) = split(fences);
-        for fence in dead {
-            let values = (room.0, signed(fence.epoch.0));
-            self.database
-                .write("drop_fence", &self.statements.drop_fence, values)
-                .await?;
+        fences.push(Fence {
+            epoch,
+            first: head.next(),
+        });
+        let living = living(fences);
+        let (drop_at, put_at) = timestamps(epoch);
+        let mut writes: Vec<_> = living
+            .iter()
+            .map(|fence| {
+                let values = vec![
+                    CqlValue::Uuid(room.0),
+                    CqlValue::BigInt(signed(fence.epoch.0)),
+                    CqlValue::BigInt(signed(fence.first.0)),
+                    CqlValue::BigInt(put_at),
+                ];
+                (&self.statements.put_fence, values)
+            })
+            .collect();
+        writes.push((
+            &self.statements.drop_fences,
+            vec![
+                CqlValue::BigInt(drop_at),
+                CqlValue::Uuid(room.0),
+                CqlValue::BigInt(signed(epoch.0)),
+            ],
+        ));
+        // One batch, unless a room that was always busy had hundreds of owners: servers refuse large ones. The deletion is in
+        // the last, when everything that it must not take away is written.
+        while !writes.is_empty() {
+            let rest = writes.split_off(writes.len().min(FENCES_PER_BATCH));
+            self.database.batch("write_fences", writes).await?;
+            writes = rest;
         }
         Ok(living)
     }

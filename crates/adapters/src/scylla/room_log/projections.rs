@@ -1,4 +1,5 @@
-//! Members by room and rooms by user, as the log's joins and leaves say.
+//! Members by room and rooms by user, as the log's joins and leaves say; that a room was deleted; and for who joined, a read mark
+//! at that place, since what was said before they came isn't unread.
 //!
 //! Only for events that stand: a projection of a void event could never be taken back.
 
@@ -7,12 +8,16 @@ use std::collections::BTreeMap;
 use carillon_domain::{
     Result, RoomId, Sequence, Timestamp, UserId,
     event::{EventBody, RoomEvent},
+    ports::ReadMark,
     room::Role,
 };
 use futures::future::BoxFuture;
 use scylla::value::CqlTimestamp;
 
-use super::{Inner, cql_time, signed, some_at_a_time, unsigned};
+use super::{
+    super::rooms::{mark_values, public_shard},
+    Inner, cql_time, signed, some_at_a_time, unsigned,
+};
 
 /// A membership after some events.
 #[derive(Clone, Copy)]
@@ -21,22 +26,49 @@ struct Membership {
     at: Sequence,
     /// Role and time of joining; `None` when they left.
     member: Option<(Role, Timestamp)>,
+    /// Where they joined, if that is among the events.
+    joined: Option<ReadMark>,
 }
 
 impl Inner {
     /// Projects events, ascending per room. Doing it again changes nothing.
     pub(super) async fn project(&self, events: &[&RoomEvent]) -> Result<()> {
+        let mut writes: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         let mut by_member: BTreeMap<(RoomId, UserId), Vec<&RoomEvent>> = BTreeMap::new();
         for event in events {
-            if let EventBody::Joined { user, .. } | EventBody::Left { user } = event.body {
-                by_member.entry((event.room, user)).or_default().push(event);
+            match event.body {
+                EventBody::Joined { user, .. } | EventBody::Left { user } => {
+                    by_member.entry((event.room, user)).or_default().push(event);
+                }
+                EventBody::RoomDeleted => {
+                    writes.push(Box::pin(self.project_deletion(event.room, event.time)));
+                }
+                EventBody::Message { .. }
+                | EventBody::Edited { .. }
+                | EventBody::Deleted { .. } => {}
             }
         }
-        let mut writes: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         for ((room, user), events) in by_member {
             writes.push(Box::pin(self.project_member(room, user, events)));
         }
         some_at_a_time(writes).await.map(drop)
+    }
+
+    /// A room is deleted once, by its last event, so that these may run in any order and again.
+    async fn project_deletion(&self, room: RoomId, at: Timestamp) -> Result<()> {
+        tokio::try_join!(
+            self.database.write(
+                "mark_room_deleted",
+                &self.statements.mark_deleted,
+                (cql_time(at), room.0)
+            ),
+            self.database.write(
+                "unlist_room",
+                &self.statements.unlist,
+                (public_shard(room), room.0)
+            ),
+        )
+        .map(drop)
     }
 
     async fn project_member(
@@ -56,6 +88,16 @@ impl Inner {
         let Some(now) = fold(stored_at, joined, &events) else {
             return Ok(());
         };
+        // Before the membership, so that who is a member always has it, whenever this is cut off.
+        if let Some(mark) = now.joined {
+            self.database
+                .write(
+                    "mark_joined",
+                    &self.statements.mark_read,
+                    mark_values(user, room, mark),
+                )
+                .await?;
+        }
         let timestamp = signed(now.at.0);
         match now.member {
             Some((role, joined_at)) => {
@@ -104,20 +146,31 @@ fn fold(
     events: &[&RoomEvent],
 ) -> Option<Membership> {
     let mut joined = joined;
+    let mut mark = None;
     let mut now = None;
     // The event of the stored row itself is projected again: its second table may be missing.
     for event in events.iter().filter(|event| event.sequence >= stored_at) {
         let member = match event.body {
             // A change of the role doesn't change when they joined.
-            EventBody::Joined { role, .. } => Some((role, *joined.get_or_insert(event.time))),
+            EventBody::Joined { role, .. } => {
+                if joined.is_none() {
+                    mark = Some(ReadMark {
+                        sequence: event.sequence,
+                        messages: event.messages_before,
+                        time: event.time,
+                    });
+                }
+                Some((role, *joined.get_or_insert(event.time)))
+            }
             _ => {
-                joined = None;
+                (joined, mark) = (None, None);
                 None
             }
         };
         now = Some(Membership {
             at: event.sequence,
             member,
+            joined: mark,
         });
     }
     now

@@ -1,0 +1,799 @@
+//! The role over the embedded stores, with owners that come and go, a log that is counted, and a bus that stalls.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use carillon_adapters::{
+    conformance::room_log::{Writer, text},
+    embedded,
+};
+use carillon_domain::{
+    ClientMessageId, Clock, DeviceId, Error, ErrorCode, MessageId, ReplicaId, Result, RoomId,
+    Sequence, Timestamp, UserId,
+    account::{Account, User},
+    event::{Draft, EventBody, MessageType, RoomEvent, StoredMessage},
+    partition::Partition,
+    ports::{Bus, BusItem, Epoch, Fence, OpenRoom, RoomLog, Subscriptions},
+    presence::{Lease, Presence, PresenceState},
+    room::{Role, Room, RoomKind},
+    services::{HistoryQuery, MessageService, NewRoom, PresenceService, RoomSummary},
+    signal::{Signal, Topic},
+    time::SystemClock,
+};
+use futures::{StreamExt as _, stream::BoxStream};
+
+use crate::{MessageOptions, MessagePorts, MessageRole, Ownership};
+
+/// How long anything may take on a slow machine. Waiting ends as soon as it happened.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(3600);
+
+/// Says whether a replica thinks that it owns everything.
+struct Switch(AtomicBool);
+
+impl Ownership for Switch {
+    fn owns(&self, _: Partition) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+struct Nobody;
+
+#[async_trait]
+impl PresenceService for Nobody {
+    async fn renew(&self, _: &[Lease]) -> Result<()> {
+        Ok(())
+    }
+    async fn release(&self, _: UserId, _: DeviceId) -> Result<()> {
+        Ok(())
+    }
+    async fn get(&self, users: &[UserId]) -> Result<Vec<Presence>> {
+        let online = |user: &UserId| Presence {
+            user: *user,
+            state: PresenceState::Online,
+            last_seen: None,
+        };
+        Ok(users.iter().map(online).collect())
+    }
+    async fn visible(&self, _: UserId, users: &[UserId]) -> Result<Vec<Presence>> {
+        self.get(users).await
+    }
+}
+
+/// The embedded log, with what tests change about it.
+struct Log {
+    inner: Arc<dyn RoomLog>,
+    /// Reads of events and messages.
+    reads: AtomicUsize,
+    /// Openings that fail from now on.
+    failing_opens: AtomicUsize,
+    /// The epochs that rooms were opened under.
+    opened: parking_lot::Mutex<Vec<(RoomId, Epoch)>>,
+    /// Entries that the index has besides its own.
+    void: parking_lot::Mutex<Vec<(RoomId, Sequence)>>,
+}
+
+#[async_trait]
+impl RoomLog for Log {
+    async fn acquire(&self, partition: Partition, owner: &ReplicaId) -> Result<Epoch> {
+        self.inner.acquire(partition, owner).await
+    }
+    async fn open(&self, room: RoomId, epoch: Epoch) -> Result<OpenRoom> {
+        self.opened.lock().push((room, epoch));
+        let less = |left: usize| left.checked_sub(1);
+        if self
+            .failing_opens
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
+            .is_ok()
+        {
+            return Err(Error::new(ErrorCode::Unavailable, "no answer"));
+        }
+        self.inner.open(room, epoch).await
+    }
+    async fn check(&self, partition: Partition, epoch: Epoch) -> Result<()> {
+        self.inner.check(partition, epoch).await
+    }
+    async fn append(&self, partition: Partition, epoch: Epoch, events: &[RoomEvent]) -> Result<()> {
+        self.inner.append(partition, epoch, events).await
+    }
+    async fn events(
+        &self,
+        room: RoomId,
+        fences: &[Fence],
+        from: Sequence,
+        to: Sequence,
+    ) -> Result<Vec<RoomEvent>> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.inner.events(room, fences, from, to).await
+    }
+    async fn messages(
+        &self,
+        room: RoomId,
+        fences: &[Fence],
+        from: Sequence,
+        to: Sequence,
+    ) -> Result<Vec<StoredMessage>> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.inner.messages(room, fences, from, to).await
+    }
+    async fn find_sent(
+        &self,
+        sender: UserId,
+        id: &ClientMessageId,
+    ) -> Result<Vec<(RoomId, Sequence)>> {
+        let mut found = self.inner.find_sent(sender, id).await?;
+        found.extend(self.void.lock().iter());
+        Ok(found)
+    }
+    async fn find_message(&self, id: MessageId) -> Result<Option<(RoomId, Sequence)>> {
+        self.inner.find_message(id).await
+    }
+}
+
+/// A bus that never answers.
+struct Stalled;
+
+#[async_trait]
+impl Bus for Stalled {
+    async fn publish(&self, _: Topic, _: Bytes) -> Result<()> {
+        std::future::pending().await
+    }
+    async fn receiver(&self) -> Result<(Arc<dyn Subscriptions>, BoxStream<'static, BusItem>)> {
+        Err(Error::defect("nobody listens"))
+    }
+}
+
+struct World {
+    stores: embedded::Stores,
+    log: Arc<Log>,
+    _folder: tempfile::TempDir,
+}
+
+struct Replica {
+    role: Arc<MessageRole>,
+    owner: Arc<Switch>,
+}
+
+impl std::ops::Deref for Replica {
+    type Target = MessageRole;
+    fn deref(&self) -> &MessageRole {
+        &self.role
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let stores = embedded::open(folder.path()).unwrap();
+        let log = Arc::new(Log {
+            inner: stores.log.clone(),
+            reads: AtomicUsize::new(0),
+            failing_opens: AtomicUsize::new(0),
+            opened: parking_lot::Mutex::default(),
+            void: parking_lot::Mutex::default(),
+        });
+        Self {
+            stores,
+            log,
+            _folder: folder,
+        }
+    }
+
+    /// One more replica, or the only one after a restart: it owns everything and remembers nothing.
+    fn replica_with(&self, options: MessageOptions, bus: Arc<dyn Bus>) -> Replica {
+        let owner = Arc::new(Switch(AtomicBool::new(true)));
+        let ports = MessagePorts {
+            log: self.log.clone(),
+            rooms: self.stores.rooms.clone(),
+            accounts: self.stores.accounts.clone(),
+            bus,
+            presence: Arc::new(Nobody),
+            push_queue: self.stores.push_queue.clone(),
+            clock: Arc::new(SystemClock),
+            ownership: owner.clone(),
+        };
+        let replica = ReplicaId(format!("message-{}", RoomId::new()));
+        Replica {
+            role: MessageRole::start(options, ports, replica, None),
+            owner,
+        }
+    }
+
+    fn replica(&self) -> Replica {
+        self.replica_with(MessageOptions::default(), self.stores.bus.clone())
+    }
+
+    /// A replica that proves its ownership this often.
+    fn replica_proving(&self, proof_lasts: Duration) -> Replica {
+        let options = MessageOptions {
+            proof_lasts,
+            ..MessageOptions::default()
+        };
+        self.replica_with(options, self.stores.bus.clone())
+    }
+
+    /// A stored room that nobody is in yet.
+    async fn empty_room(&self, id: RoomId, kind: RoomKind, created_by: UserId) -> RoomId {
+        let room = Room {
+            id,
+            kind,
+            name: "room".into(),
+            description: String::new(),
+            created_by,
+            created_at: Timestamp(1),
+            pair: None,
+            deleted_at: None,
+        };
+        self.stores.rooms.create(&room).await.unwrap();
+        id
+    }
+
+    async fn person(&self) -> UserId {
+        let user = User {
+            id: UserId::new(),
+            username: format!("u{}", UserId::new().0.simple()),
+            display_name: "somebody".into(),
+            created_at: SystemClock.now(),
+        };
+        let account = Account {
+            user: user.clone(),
+            email: None,
+            phone: None,
+            password_hash: None,
+        };
+        self.stores.accounts.create(&account).await.unwrap();
+        user.id
+    }
+}
+
+/// Another room of the same partition.
+fn sibling(of: RoomId) -> RoomId {
+    loop {
+        let room = RoomId::new();
+        if Partition::of_room(room) == Partition::of_room(of) {
+            return room;
+        }
+    }
+}
+
+fn draft(id: &str, content: &str) -> Draft {
+    Draft {
+        client_message_id: ClientMessageId(id.into()),
+        message_type: MessageType::Text,
+        content: content.into(),
+        reply_to: None,
+    }
+}
+
+/// Ownership moves from one replica to another.
+fn hand_over(from: &Replica, to: &Replica) {
+    from.owner.0.store(false, Ordering::SeqCst);
+    to.owner.0.store(true, Ordering::SeqCst);
+}
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .unwrap_or_else(|_| panic!("{what} never came"))
+}
+
+async fn line(role: &MessageRole, user: UserId, room: RoomId) -> RoomSummary {
+    let lines = role.my_rooms(user, None, 100).await.unwrap();
+    lines.into_iter().find(|line| line.room.id == room).unwrap()
+}
+
+async fn group(role: &MessageRole, owner: UserId) -> RoomId {
+    let new = NewRoom {
+        kind: RoomKind::Group,
+        name: "group".into(),
+        description: String::new(),
+    };
+    role.create_room(owner, new).await.unwrap().room.id
+}
+
+// === ownership ===
+
+/// Promise 4: a replica that lost a partition without noticing, and has it back, goes on with every room: those it has open,
+/// those that it hasn't, and those that were made meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn ownership_that_comes_back_serves_every_room() {
+    for proof_lasts in [LONG, Duration::ZERO] {
+        let world = World::new();
+        let (ann, bob) = (UserId::new(), UserId::new());
+        let (first, second) = (world.replica_proving(proof_lasts), world.replica());
+        let open = world.empty_room(RoomId::new(), RoomKind::Public, ann).await;
+        let made_meanwhile = sibling(open);
+        first.join(ann, open).await.unwrap();
+        hand_over(&first, &second);
+        world
+            .empty_room(made_meanwhile, RoomKind::Public, ann)
+            .await;
+        second.join(ann, made_meanwhile).await.unwrap();
+        hand_over(&second, &first);
+        assert_eq!(
+            first.join(bob, made_meanwhile).await.unwrap(),
+            Sequence(2),
+            "proof lasts {proof_lasts:?}"
+        );
+        assert_eq!(first.join(bob, open).await.unwrap(), Sequence(2));
+    }
+}
+
+/// Promise 4: what another owner did meanwhile is seen by who asks the first one again, although nothing was written there since.
+#[tokio::test(flavor = "multi_thread")]
+async fn ownership_that_comes_back_shows_what_was_done_meanwhile() {
+    let world = World::new();
+    let (ann, bob, eve) = (
+        world.person().await,
+        world.person().await,
+        world.person().await,
+    );
+    let (first, second) = (world.replica_proving(Duration::ZERO), world.replica());
+    let room = group(&first, ann).await;
+    first
+        .put_member(ann, room, eve, Role::Member)
+        .await
+        .unwrap();
+    first.history(eve, room, newest(10)).await.unwrap();
+    hand_over(&first, &second);
+    second
+        .put_member(ann, room, bob, Role::Member)
+        .await
+        .unwrap();
+    second.remove_member(ann, room, eve).await.unwrap();
+    let sent = second.send(bob, room, draft("b1", "hello")).await.unwrap();
+    hand_over(&second, &first);
+
+    let place = sent.message.sequence;
+    let page = first.events(ann, room, Sequence(2), 10).await.unwrap();
+    assert_eq!(page.head, place);
+    assert_eq!(first.heads(&[room]).await.unwrap()[0].head, place);
+    let history = first.history(bob, room, newest(10)).await.unwrap();
+    assert_eq!(history, [sent.message]);
+    let removed = first.history(eve, room, newest(10)).await.unwrap_err();
+    assert_eq!(removed.code, ErrorCode::NotFound);
+    // Nor is a repeat taken for something new.
+    let again = first.send(bob, room, draft("b1", "hello")).await.unwrap();
+    assert!(again.duplicate);
+}
+
+/// Promise 1: an epoch gets one try to open a room: after a failure the next try has another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_opening_uses_the_epoch_up() {
+    let world = World::new();
+    let ann = UserId::new();
+    let replica = world.replica();
+    let room = world.empty_room(RoomId::new(), RoomKind::Public, ann).await;
+    world.log.failing_opens.store(1, Ordering::SeqCst);
+    let error = replica.join(ann, room).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Unavailable);
+    assert_eq!(replica.join(ann, room).await.unwrap(), Sequence(1));
+    let opened = world.log.opened.lock().clone();
+    assert_eq!(opened.len(), 2);
+    assert!(opened[0].1 < opened[1].1, "{opened:?}");
+}
+
+// === idempotency over rooms ===
+
+/// Promise 3: an id that its sender used in another room of the same partition is refused, also when that room isn't open: the
+/// task doesn't wait for itself, and goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_of_another_room_is_refused_without_waiting() {
+    let world = World::new();
+    let ann = UserId::new();
+    let here = world.empty_room(RoomId::new(), RoomKind::Public, ann).await;
+    let there = world.empty_room(sibling(here), RoomKind::Public, ann).await;
+    let far = world.empty_room(RoomId::new(), RoomKind::Public, ann).await;
+    let replica = world.replica();
+    for room in [here, there, far] {
+        replica.join(ann, room).await.unwrap();
+    }
+    let first = replica.send(ann, there, draft("z", "hi")).await.unwrap();
+
+    let restarted = world.replica();
+    for room in [here, far] {
+        let send = restarted.send(ann, room, draft("z", "hi"));
+        let error = soon("an answer", send).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::IdempotencyConflict);
+    }
+    let others = restarted.send(ann, here, draft("y", "hi"));
+    assert!(!soon("another send", others).await.unwrap().duplicate);
+    let again = restarted.send(ann, there, draft("z", "hi")).await.unwrap();
+    assert_eq!(again.message, first.message);
+    assert!(again.duplicate);
+}
+
+/// Promise 3: entries of the index that lead nowhere don't keep a message from being sent, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn void_entries_of_other_rooms_are_no_obstacle() {
+    let world = World::new();
+    let ann = UserId::new();
+    let replica = world.replica();
+    let here = world.empty_room(RoomId::new(), RoomKind::Public, ann).await;
+    let other = world.empty_room(sibling(here), RoomKind::Public, ann).await;
+    replica.join(ann, here).await.unwrap();
+    replica.join(ann, other).await.unwrap();
+    world.log.void.lock().extend([
+        (other, Sequence(1)),
+        (other, Sequence(9)),
+        (RoomId::new(), Sequence(3)),
+    ]);
+    let sent = soon("a send", replica.send(ann, here, draft("z", "hi")));
+    assert!(!sent.await.unwrap().duplicate);
+    let again = soon("a send", replica.send(ann, here, draft("z", "hi")));
+    assert!(again.await.unwrap().duplicate);
+}
+
+// === deleted rooms ===
+
+/// MSG-01: a deleted room stays deleted under every later owner, and deleting it again is no error.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_room_stays_deleted() {
+    let world = World::new();
+    let ann = UserId::new();
+    let room = world.empty_room(RoomId::new(), RoomKind::Public, ann).await;
+    let replica = world.replica();
+    replica.join(ann, room).await.unwrap();
+    replica.delete_room(ann, room).await.unwrap();
+    for replica in [replica, world.replica()] {
+        let error = replica.send(ann, room, draft("c", "hi")).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::NotFound);
+        let error = replica.history(ann, room, newest(1)).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::NotFound);
+        replica.delete_room(ann, room).await.unwrap();
+        assert_eq!(replica.public_rooms(None, 100).await.unwrap(), []);
+    }
+}
+
+/// MSG-09: deleted rooms neither shorten a page of somebody's rooms nor fill their list.
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_rooms_leave_a_persons_list() {
+    let world = World::new();
+    let ann = world.person().await;
+    let options = MessageOptions {
+        max_rooms: 5,
+        ..MessageOptions::default()
+    };
+    let replica = world.replica_with(options, world.stores.bus.clone());
+    let mut rooms = Vec::new();
+    for _ in 0..5 {
+        rooms.push(group(&replica, ann).await);
+    }
+    let new = || NewRoom {
+        kind: RoomKind::Group,
+        name: "one more".into(),
+        description: String::new(),
+    };
+    let error = replica.create_room(ann, new()).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::FailedPrecondition);
+    replica.delete_room(ann, rooms[1]).await.unwrap();
+    replica.delete_room(ann, rooms[2]).await.unwrap();
+    let ids = async |after, limit| -> Vec<RoomId> {
+        let page = replica.my_rooms(ann, after, limit).await.unwrap();
+        page.into_iter().map(|line| line.room.id).collect()
+    };
+    assert_eq!(ids(None, 2).await, [rooms[0], rooms[3]], "a full page");
+    assert_eq!(ids(Some(rooms[3]), 2).await, [rooms[4]]);
+    let left = [rooms[0], rooms[3], rooms[4]];
+    assert_eq!(replica.room_ids(ann).await.unwrap(), left);
+
+    // Those that nobody looked at don't count against the limit either.
+    let fourth = group(&replica, ann).await;
+    let fifth = group(&replica, ann).await;
+    replica.delete_room(ann, fourth).await.unwrap();
+    let sixth = group(&replica, ann).await;
+    let error = replica.create_room(ann, new()).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::FailedPrecondition);
+    let expected = [rooms[0], rooms[3], rooms[4], fifth, sixth];
+    assert_eq!(ids(None, 100).await, expected);
+}
+
+/// MSG-03: the limit of rooms is for who comes into one, not for who is there already.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limit_of_rooms_refuses_newcomers_only() {
+    let world = World::new();
+    let (ann, bob, zoe) = (
+        world.person().await,
+        world.person().await,
+        world.person().await,
+    );
+    let options = MessageOptions {
+        max_rooms: 2,
+        ..MessageOptions::default()
+    };
+    let replica = world.replica_with(options, world.stores.bus.clone());
+    let room = world.empty_room(RoomId::new(), RoomKind::Public, ann).await;
+    replica.join(ann, room).await.unwrap();
+    let place = replica.join(bob, room).await.unwrap();
+    let (direct, made) = replica.open_direct(bob, ann).await.unwrap();
+    assert!(made);
+
+    assert_eq!(replica.join(bob, room).await.unwrap(), place);
+    let (again, made) = replica.open_direct(bob, ann).await.unwrap();
+    assert_eq!((again.room.id, made), (direct.room.id, false));
+    for role in [Role::Admin, Role::Member] {
+        let member = replica.put_member(ann, room, bob, role).await.unwrap();
+        assert_eq!(member.role, role);
+    }
+    let more = world.empty_room(RoomId::new(), RoomKind::Public, zoe).await;
+    let error = replica.join(bob, more).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::FailedPrecondition);
+}
+
+// === reading ===
+
+fn newest(limit: usize) -> HistoryQuery {
+    HistoryQuery {
+        limit,
+        before: None,
+        after: None,
+    }
+}
+
+/// MSG-09: unread are the messages of others after one's mark that weren't deleted: for who sent some, who joined late, who read
+/// a part, and under every owner.
+#[tokio::test(flavor = "multi_thread")]
+async fn unread_messages_are_those_of_others() {
+    let world = World::new();
+    let (ann, bob, zoe) = (
+        world.person().await,
+        world.person().await,
+        world.person().await,
+    );
+    let replica = world.replica();
+    let room = group(&replica, ann).await;
+    let add = async |user| {
+        replica
+            .put_member(ann, room, user, Role::Member)
+            .await
+            .unwrap()
+    };
+    let mut sent = Vec::new();
+    let mut say = async |user, text: &str| {
+        let message = replica.send(user, room, draft(text, text)).await.unwrap();
+        sent.push(message.message);
+    };
+    add(bob).await;
+    for text in ["a1", "a2", "a3"] {
+        say(ann, text).await;
+    }
+    say(bob, "b1").await;
+    add(zoe).await;
+    let expect = async |role: &MessageRole, expected: [u64; 3], when: &str| {
+        let mut unread = Vec::new();
+        for user in [ann, bob, zoe] {
+            unread.push(line(role, user, room).await.unread);
+        }
+        assert_eq!(unread, expected, "{when}");
+    };
+    expect(&replica, [1, 3, 0], "nobody has read anything").await;
+    // Another role is no new joining.
+    replica
+        .put_member(ann, room, zoe, Role::Moderator)
+        .await
+        .unwrap();
+    say(bob, "b2").await;
+    say(ann, "a4").await;
+    expect(&replica, [2, 4, 2], "after two more").await;
+    replica.delete(ann, room, sent[1].id).await.unwrap();
+    replica.delete(zoe, room, sent[4].id).await.unwrap();
+    expect(&replica, [1, 3, 1], "after one of each was deleted").await;
+    let read = replica
+        .mark_read(bob, room, sent[0].sequence)
+        .await
+        .unwrap();
+    assert_eq!(line(&replica, bob, room).await.read, read);
+    expect(&replica, [1, 2, 1], "after bob read the first").await;
+    let restarted = world.replica();
+    expect(&restarted, [1, 2, 1], "under another owner").await;
+    restarted
+        .mark_read(ann, room, Sequence(u64::MAX))
+        .await
+        .unwrap();
+    expect(&restarted, [0, 2, 1], "after ann read all").await;
+}
+
+/// MSG-09: counting costs the same for a room of any length, and a room is read once for all of its readers.
+#[tokio::test(flavor = "multi_thread")]
+async fn counting_unread_messages_is_cheap() {
+    let world = World::new();
+    let (ann, bob) = (world.person().await, world.person().await);
+    let room = world.empty_room(RoomId::new(), RoomKind::Public, ann).await;
+    let mut writer = Writer::open(&*world.stores.log, room).await;
+    for user in [ann, bob] {
+        let role = Role::Member;
+        writer.append(ann, EventBody::Joined { user, role }).await;
+    }
+    for _ in 0..30 {
+        let events: Vec<_> = (0..100).map(|_| writer.event(ann, text("x"))).collect();
+        writer.try_append(&events).await.unwrap();
+    }
+    let replica = world.replica();
+    let reads = async |user, unread: u64| -> usize {
+        let before = world.log.reads.load(Ordering::SeqCst);
+        assert_eq!(line(&replica, user, room).await.unread, unread);
+        world.log.reads.load(Ordering::SeqCst) - before
+    };
+    // Too far behind to be counted one by one: a difference, and one read for the last message.
+    assert_eq!(reads(bob, 3_000).await, 1);
+    replica
+        .mark_read(bob, room, Sequence(3_002 - 900))
+        .await
+        .unwrap();
+    assert!(reads(bob, 900).await <= 6);
+    assert_eq!(reads(bob, 900).await, 1, "remembered");
+    replica
+        .mark_read(ann, room, Sequence(3_002 - 100))
+        .await
+        .unwrap();
+    assert_eq!(reads(ann, 0).await, 1, "for everybody");
+    replica
+        .send(ann, room, draft("c", "one more"))
+        .await
+        .unwrap();
+    assert_eq!(reads(bob, 901).await, 1, "and kept up to date");
+}
+
+/// MSG-07: a page of history doesn't cost more because something else than messages fills the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn history_jumps_over_what_are_no_messages() {
+    let world = World::new();
+    let ann = UserId::new();
+    let room = world.empty_room(RoomId::new(), RoomKind::Public, ann).await;
+    let mut writer = Writer::open(&*world.stores.log, room).await;
+    let role = Role::Member;
+    let mut sent = Vec::new();
+    // At 1, and after each of four long stretches.
+    for _ in 0..5 {
+        sent.push(writer.send(ann, "x").await.sequence);
+        for _ in 0..25 {
+            let joins: Vec<_> = (0..400)
+                .map(|_| writer.event(ann, EventBody::Joined { user: ann, role }))
+                .collect();
+            writer.try_append(&joins).await.unwrap();
+        }
+    }
+    let replica = world.replica();
+    let page = async |limit, before: Option<Sequence>, after: Option<Sequence>| {
+        let reads = world.log.reads.load(Ordering::SeqCst);
+        let query = HistoryQuery {
+            limit,
+            before,
+            after,
+        };
+        let page = replica.history(ann, room, query).await.unwrap();
+        let reads = world.log.reads.load(Ordering::SeqCst) - reads;
+        assert!(
+            reads < 400,
+            "{reads} reads instead of {}",
+            writer.head.0 / 200
+        );
+        page.into_iter()
+            .map(|message| message.sequence)
+            .collect::<Vec<_>>()
+    };
+    let all = sent.as_slice();
+    assert_eq!(page(100, None, None).await, all);
+    assert_eq!(page(2, None, None).await, all[3..]);
+    assert_eq!(page(2, Some(all[4]), None).await, all[2..4]);
+    assert_eq!(page(100, Some(all[1].next()), None).await, all[..2]);
+    assert_eq!(page(100, Some(all[0]), None).await, []);
+    assert_eq!(page(100, None, Some(Sequence::ZERO)).await, all);
+    assert_eq!(page(2, None, Some(all[0])).await, all[1..3]);
+    assert_eq!(page(100, None, Some(all[4])).await, []);
+    let between = page(100, Some(all[4]), Some(all[1])).await;
+    assert_eq!(between, all[2..4]);
+    assert_eq!(page(100, Some(all[2]), Some(all[1])).await, []);
+}
+
+/// MSG-18: a client may name any number.
+#[tokio::test(flavor = "multi_thread")]
+async fn places_beyond_every_log_are_no_error() {
+    let world = World::new();
+    let ann = world.person().await;
+    let replica = world.replica();
+    let room = group(&replica, ann).await;
+    replica.send(ann, room, draft("c", "hi")).await.unwrap();
+    let beyond = Sequence(u64::MAX);
+    let page = replica.events(ann, room, beyond, 10).await.unwrap();
+    assert_eq!((page.events.len(), page.head), (0, Sequence(2)));
+    for (before, after, found) in [
+        (None, Some(beyond), 0),
+        (Some(beyond), None, 1),
+        (Some(beyond), Some(beyond), 0),
+    ] {
+        let query = HistoryQuery {
+            limit: 10,
+            before,
+            after,
+        };
+        let page = replica.history(ann, room, query).await.unwrap();
+        assert_eq!(page.len(), found);
+    }
+}
+
+/// MSG-06: a mark that changes nothing answers the one that stands.
+#[tokio::test(flavor = "multi_thread")]
+async fn marking_nothing_answers_what_stands() {
+    let world = World::new();
+    let ann = world.person().await;
+    let replica = world.replica();
+    let room = group(&replica, ann).await;
+    let sent = replica.send(ann, room, draft("c", "hi")).await.unwrap();
+    let stands = replica
+        .mark_read(ann, room, sent.message.sequence)
+        .await
+        .unwrap();
+    for place in [0, 1, 2] {
+        let answered = replica.mark_read(ann, room, Sequence(place)).await.unwrap();
+        assert_eq!(answered, stands);
+    }
+}
+
+// === the bus ===
+
+/// Promise 1: a bus that doesn't answer holds nobody up.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_the_bus() {
+    let world = World::new();
+    let ann = world.person().await;
+    let replica = world.replica_with(MessageOptions::default(), Arc::new(Stalled));
+    let body = async {
+        let room = group(&replica, ann).await;
+        // More than wait in the queue: what doesn't fit is dropped.
+        for n in 0..600 {
+            replica
+                .send(ann, room, draft(&n.to_string(), "hi"))
+                .await
+                .unwrap();
+        }
+        replica.mark_read(ann, room, Sequence(9)).await.unwrap();
+    };
+    soon("the last answer", body).await;
+}
+
+/// Promise 2: gateways are told of a room's events in their order, and of what else happens there in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bus_keeps_the_order() {
+    let world = World::new();
+    let ann = world.person().await;
+    let replica = world.replica();
+    let room = group(&replica, ann).await;
+    let (topics, mut items) = world.stores.bus.receiver().await.unwrap();
+    topics.subscribe(Topic::of_room(room)).await.unwrap();
+    for n in 0..50 {
+        let sent = replica.send(ann, room, draft(&n.to_string(), "hi")).await;
+        let place = sent.unwrap().message.sequence;
+        replica.mark_read(ann, room, place).await.unwrap();
+    }
+    let (mut sent, mut read) = (Sequence(1), Sequence(1));
+    while read < Sequence(51) {
+        let Some(BusItem::Message { payload, .. }) = soon("a signal", items.next()).await else {
+            panic!("nothing is lost here")
+        };
+        match Signal::decode(&payload).unwrap() {
+            Signal::Events { events } => {
+                for event in events {
+                    // What was published before the subscription may come or not.
+                    if event.sequence > Sequence(1) {
+                        assert_eq!(event.sequence, sent.next());
+                        sent = event.sequence;
+                    }
+                }
+            }
+            Signal::Read { sequence, .. } => {
+                assert_eq!(sequence, read.next());
+                assert_eq!(sequence, sent, "after the event that was read");
+                read = sequence;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
