@@ -27,7 +27,7 @@ pub(super) fn build(order: &Order, role: Role, keys: &Keys) -> Deployment {
             "selector": match_labels(selector(order, role.name())),
             "revisionHistoryLimit": 3,
             "progressDeadlineSeconds": 300,
-            "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 0, "maxSurge": 1 } },
+            "strategy": strategy(order, role),
             "template": {
                 "metadata": { "labels": labels(order, role.name()), "annotations": annotations(order, keys) },
                 "spec": pod(order, role),
@@ -37,6 +37,19 @@ pub(super) fn build(order: &Order, role: Role, keys: &Keys) -> Deployment {
     // Absent under an autoscaler: the field is then not ours.
     deployment.spec.replicas = replicas(order, role);
     deployment
+}
+
+/// New pods before old ones go, but for the one media pod on a claim: only one node may have a ReadWriteOnce volume, so
+/// that a second pod would wait for the first to go, and the first for the second to be ready.
+fn strategy(order: &Order, role: Role) -> Value {
+    let on_claim = order
+        .spec
+        .media_directory()
+        .is_some_and(|directory| directory.persistent_volume_claim.is_some());
+    if role == Role::Media && on_claim && replicas(order, role) == Some(1) {
+        return json!({ "type": "Recreate" });
+    }
+    json!({ "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 0, "maxSurge": 1 } })
 }
 
 fn annotations(order: &Order, keys: &Keys) -> Value {
@@ -207,16 +220,30 @@ mod tests {
     }
 
     #[test]
+    fn one_media_pod_on_a_claim_goes_before_the_next_one_comes() {
+        let order = order_of(&SMALL.replace(
+            "{ephemeral: true}",
+            "{persistentVolumeClaim: {claimName: files}}",
+        ));
+        let strategy = |role: Role| build(&order, role, &keys()).spec.strategy.unwrap();
+        assert_eq!(strategy(Role::Media).type_.as_deref(), Some("Recreate"));
+        assert!(strategy(Role::Media).rolling_update.is_none());
+        assert_eq!(
+            strategy(Role::Message).type_.as_deref(),
+            Some("RollingUpdate")
+        );
+    }
+
+    #[test]
     fn media_on_a_claim() {
         let order = order_of(&FULL.replace(
             "media: {store: {s3: {bucket: town, endpoint: 'https://s3.example.com', secretName: s3}}}",
             "media: {store: {directory: {persistentVolumeClaim: {claimName: files}}}}",
         ));
-        let pod = build(&order, Role::Media, &keys())
-            .spec
-            .template
-            .spec
-            .unwrap();
+        let deployment = build(&order, Role::Media, &keys());
+        let strategy = deployment.spec.strategy.unwrap();
+        assert_eq!(strategy.type_.as_deref(), Some("RollingUpdate"));
+        let pod = deployment.spec.template.spec.unwrap();
         let volume = pod
             .volumes
             .unwrap()

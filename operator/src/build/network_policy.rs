@@ -1,5 +1,6 @@
 //! Who may talk to whom. Without a rule here, nobody may reach a pod of the cluster:
-//! * the roles reach each other's gRPC ports;
+//! * the roles reach each other's gRPC ports, and so do pods of any namespace that carry a label, so that an app's server
+//!   can call them with bearer tokens;
 //! * everybody reaches the gateway's HTTP port;
 //! * the admin port (probes, metrics) is open to pods of any namespace, so that Prometheus and the operator can read it.
 //!
@@ -13,6 +14,10 @@ use super::labels::{instance, match_labels, metadata, selector};
 use super::object;
 use super::service::port_name;
 use crate::validate::Order;
+
+/// Label by which a pod that is not ours asks to reach the gRPC ports; `docs/api.md` names it. It opens a way, and no more:
+/// who may call what is decided by the token.
+const GRPC_CLIENT_LABEL: &str = "carillon.chat/grpc-client";
 
 pub(super) fn build(order: &Order) -> Vec<NetworkPolicy> {
     vec![internal(order), gateway(order)]
@@ -31,7 +36,13 @@ fn internal(order: &Order) -> NetworkPolicy {
             "policyTypes": ["Ingress"],
             "ingress": [
                 {
-                    "from": [{ "podSelector": match_labels(instance(order)) }],
+                    "from": [
+                        { "podSelector": match_labels(instance(order)) },
+                        {
+                            "namespaceSelector": {},
+                            "podSelector": { "matchLabels": { GRPC_CLIENT_LABEL: "true" } },
+                        },
+                    ],
                     "ports": grpc_ports,
                 },
                 {
