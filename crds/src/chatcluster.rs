@@ -185,7 +185,12 @@ pub struct GatewaySpec {
     pub autoscaling: Option<Autoscaling>,
     /// The name clients use. With it an Ingress is made. Default: none; clients use the Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"))]
+    #[schemars(
+        length(max = 253),
+        regex(
+            pattern = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$"
+        )
+    )]
     pub host: Option<String>,
     /// TLS for `host`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -435,7 +440,7 @@ pub struct DirectorySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub path: Option<String>,
-    /// Kubernetes: a PersistentVolumeClaim in the same namespace; ReadWriteMany when there is more than one media pod.
+    /// Kubernetes: a PersistentVolumeClaim in the same namespace; ReadWriteMany when there is more than one media pod. With one, a roll-out stops it before the next one starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistent_volume_claim: Option<PersistentVolumeClaimSpec>,
     /// Kubernetes: the pod's own disk. Files are lost with the pod; only with one media replica. Default: false.
@@ -613,25 +618,43 @@ impl JsonSchema for ByteSize {
     }
 }
 
+/// What a Secret that the spec refers to is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SecretUse {
+    /// The fields that name it.
+    pub fields: Vec<String>,
+    /// Whether pods mount it, and so can't start without it.
+    pub mounted: bool,
+}
+
 impl ChatClusterSpec {
-    /// Names of the Secrets the spec refers to, each with the field that does.
-    pub fn referenced_secrets(&self) -> BTreeMap<String, Vec<String>> {
-        let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    /// The Secrets the spec refers to, by name.
+    pub fn referenced_secrets(&self) -> BTreeMap<String, SecretUse> {
+        let mut found = self.mounted_secrets();
+        // The ingress controller reads this one, and may be what makes it be issued: no pod waits for it.
+        if let Some(tls) = self
+            .gateway
+            .as_ref()
+            .and_then(|gateway| gateway.tls.as_ref())
+        {
+            found
+                .entry(tls.secret_name.clone())
+                .or_default()
+                .fields
+                .push("spec.gateway.tls.secretName".to_owned());
+        }
+        found
+    }
+
+    fn mounted_secrets(&self) -> BTreeMap<String, SecretUse> {
+        let mut found: BTreeMap<String, SecretUse> = BTreeMap::new();
         let mut note = |field: &str, name: Option<&String>| {
             if let Some(name) = name {
-                found
-                    .entry(name.clone())
-                    .or_default()
-                    .push(field.to_owned());
+                let secret = found.entry(name.clone()).or_default();
+                secret.mounted = true;
+                secret.fields.push(field.to_owned());
             }
         };
-        note(
-            "spec.gateway.tls.secretName",
-            self.gateway
-                .as_ref()
-                .and_then(|gateway| gateway.tls.as_ref())
-                .map(|tls| &tls.secret_name),
-        );
         note(
             "spec.auth.otp.twilio.secretName",
             self.auth

@@ -113,6 +113,17 @@ mod tests {
         );
     }
 
+    /// A certificate may be issued because of the Ingress that names it: nothing may wait for it.
+    #[test]
+    fn pods_mount_every_secret_but_the_certificate() {
+        let cluster =
+            parse_chat_cluster(&format!("{HEAD}{}", crate::mapping::tests::DESIGN_SPEC)).unwrap();
+        for (name, secret) in cluster.spec.referenced_secrets() {
+            assert_eq!(secret.mounted, name != "town-tls", "{name}");
+            assert_eq!(secret.fields.len(), 1, "{name}");
+        }
+    }
+
     #[test]
     fn unknown_fields_are_refused_by_name_at_every_depth() {
         for (text, name) in [

@@ -8,7 +8,8 @@
 //! * [`ChatCluster`], [`ChatClusterSpec`], [`ChatClusterStatus`]: the resource as users write and read it;
 //! * [`parse_chat_cluster`]: a `ChatCluster` from YAML, unknown fields refused by name;
 //! * [`platform_config`]: spec → [`config::PlatformConfig`], or every problem with the field it is in;
-//! * [`chat_cluster_crd`]: the CustomResourceDefinition, generated from the types.
+//! * [`chat_cluster_crd`]: the CustomResourceDefinition, generated from the types;
+//! * [`chart_values_schema_json`]: the schema of a Helm chart's values, generated from the definition.
 
 pub mod config;
 
@@ -21,13 +22,13 @@ mod quantity;
 mod status;
 
 pub use chatcluster::*;
-pub use crd::{chat_cluster_crd, chat_cluster_crd_yaml};
+pub use crd::{chart_values_schema_json, chat_cluster_crd, chat_cluster_crd_yaml};
 pub use file::{ChatClusterFileError, parse_chat_cluster};
 pub use mapping::{
     Target, default_replicas, platform_config, service_name, supported_versions, validate_spec,
 };
 pub use problem::{FieldProblem, describe_problems};
-pub use quantity::{parse_bytes, parse_duration_seconds};
+pub use quantity::{parse_bytes, parse_duration_seconds, parse_quantity};
 pub use status::*;
 
 /// The platform version this build is, e.g. `0.1.0`. It is the default of `spec.version`.

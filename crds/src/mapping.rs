@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use k8s_openapi::api::core::v1::ResourceRequirements;
+
 use crate::chatcluster::{Autoscaling, ChatClusterSpec, ProviderSpec};
 use crate::config::*;
 use crate::problem::FieldProblem;
-use crate::quantity::{BYTES_FORM, parse_bytes, parse_duration_seconds};
+use crate::quantity::{BYTES_FORM, parse_bytes, parse_duration_seconds, parse_quantity};
 use crate::{MAX_NAME_LENGTH, PLATFORM_VERSION, Role};
 
 /// Where the platform is to run.
@@ -117,16 +119,25 @@ fn gateway(spec: &ChatClusterSpec, places: &Places<'_>, check: &mut Check) -> Ga
             "",
         );
     }
+    check.resources("spec.gateway.resources", gateway.resources.as_ref());
     if let Some(host) = &gateway.host
-        && (host.is_empty()
-            || !host
-                .chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c)))
+        && (!is_dns_name(host)
+            || host.split('.').any(|label| label.len() > 63)
+            || host.parse::<std::net::IpAddr>().is_ok())
     {
         check.problem(
             "spec.gateway.host",
             format!("{host:?} is not a host name"),
             "a DNS name in lower case, e.g. chat.example.com",
+        );
+    }
+    if let Some(class) = &gateway.ingress_class_name
+        && !is_dns_name(class)
+    {
+        check.problem(
+            "spec.gateway.ingressClassName",
+            format!("{class:?} is not the name of an IngressClass"),
+            DNS_NAME_FORM,
         );
     }
     let allowed_origins = gateway.allowed_origins.unwrap_or_default();
@@ -214,6 +225,7 @@ fn auth(
 ) -> AuthConfig {
     let auth = spec.auth.clone().unwrap_or_default();
     check.scaling("spec.auth", auth.replicas, None);
+    check.resources("spec.auth.resources", auth.resources.as_ref());
     let access_ttl_seconds = check.seconds_between(
         "spec.auth.accessTokenTtl",
         auth.access_token_ttl.as_deref(),
@@ -290,6 +302,7 @@ fn message(spec: &ChatClusterSpec, check: &mut Check) -> MessageConfig {
             message.replicas,
             message.autoscaling.as_ref(),
         );
+        check.resources("spec.message.resources", message.resources.as_ref());
     }
     MessageConfig {
         grpc_port: Role::Message.port(),
@@ -298,13 +311,10 @@ fn message(spec: &ChatClusterSpec, check: &mut Check) -> MessageConfig {
 }
 
 fn presence(spec: &ChatClusterSpec, check: &mut Check) -> PresenceConfig {
-    check.scaling(
-        "spec.presence",
-        spec.presence
-            .as_ref()
-            .and_then(|presence| presence.replicas),
-        None,
-    );
+    if let Some(presence) = &spec.presence {
+        check.scaling("spec.presence", presence.replicas, None);
+        check.resources("spec.presence.resources", presence.resources.as_ref());
+    }
     PresenceConfig {
         grpc_port: Role::Presence.port(),
         lease_seconds: 45,
@@ -314,6 +324,7 @@ fn presence(spec: &ChatClusterSpec, check: &mut Check) -> PresenceConfig {
 fn media(spec: &ChatClusterSpec, places: &Places<'_>, check: &mut Check) -> MediaConfig {
     let media = spec.media.clone().unwrap_or_default();
     check.scaling("spec.media", media.replicas, None);
+    check.resources("spec.media.resources", media.resources.as_ref());
     let max_upload_bytes = check.bytes_between(
         "spec.media.maxUploadBytes",
         media.max_upload_bytes.as_ref(),
@@ -420,6 +431,10 @@ fn notification(
 ) -> NotificationConfig {
     let notification = spec.notification.clone().unwrap_or_default();
     check.scaling("spec.notification", notification.replicas, None);
+    check.resources(
+        "spec.notification.resources",
+        notification.resources.as_ref(),
+    );
     let mut provider = |field: &str, purpose: &str, provider: Option<&ProviderSpec>| {
         provider.map(|provider| places.provider(field, purpose, provider, check))
     };
@@ -840,6 +855,52 @@ impl Check {
         }
     }
 
+    /// The API server checks these only when a pod template is written, which is half-way through a roll-out.
+    fn resources(&mut self, field: &str, resources: Option<&ResourceRequirements>) {
+        let Some(resources) = resources else { return };
+        if resources
+            .claims
+            .as_ref()
+            .is_some_and(|claims| !claims.is_empty())
+        {
+            self.problem(
+                format!("{field}.claims"),
+                "no role uses a claimed device",
+                "requests and limits",
+            );
+        }
+        let none = Default::default();
+        let requests = resources.requests.as_ref().unwrap_or(&none);
+        let limits = resources.limits.as_ref().unwrap_or(&none);
+        for (kind, amounts) in [("requests", requests), ("limits", limits)] {
+            for (name, amount) in amounts {
+                let field = format!("{field}.{kind}.{name}");
+                if !RESOURCES.contains(&name.as_str()) {
+                    self.problem(field, "no role uses it", RESOURCES.join(", "));
+                } else if parse_quantity(&amount.0).is_none() {
+                    self.problem(
+                        field,
+                        format!("{:?} is not an amount", amount.0),
+                        "a number, or one with a suffix, e.g. 500m, 1.5 or 512Mi",
+                    );
+                }
+            }
+        }
+        for (name, limit) in limits {
+            if let Some(request) = requests.get(name)
+                && let (Some(request_amount), Some(limit_amount)) =
+                    (parse_quantity(&request.0), parse_quantity(&limit.0))
+                && request_amount > limit_amount
+            {
+                self.problem(
+                    format!("{field}.requests.{name}"),
+                    format!("{} is more than the limit", request.0),
+                    format!("at most {field}.limits.{name}, {}", limit.0),
+                );
+            }
+        }
+    }
+
     fn url(&mut self, field: &str, url: &str, schemes: &[&str]) {
         let well_formed = url.split_once("://").is_some_and(|(scheme, rest)| {
             schemes.contains(&scheme)
@@ -871,21 +932,33 @@ impl Check {
     }
 
     fn secret_name(&mut self, field: &str, name: &str) {
-        let well_formed = !name.is_empty()
-            && name.len() <= 253
-            && name
-                .chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.')
-            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && name.ends_with(|c: char| c.is_ascii_alphanumeric());
-        if !well_formed {
+        if !is_dns_name(name) {
             self.problem(
                 field,
                 format!("{name:?} is not the name of a Secret"),
-                "lower-case letters, digits, - and .",
+                DNS_NAME_FORM,
             );
         }
     }
+}
+
+/// What a role's pod may be given.
+const RESOURCES: &[&str] = &["cpu", "memory", "ephemeral-storage"];
+
+const DNS_NAME_FORM: &str =
+    "lower-case letters, digits, - and ., each part beginning and ending with a letter or digit";
+
+/// What Kubernetes takes for the name of most objects (RFC 1123).
+fn is_dns_name(name: &str) -> bool {
+    name.len() <= 253
+        && name.split('.').all(|label| {
+            label
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+                && !label.is_empty()
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        })
 }
 
 /// Problems go into conditions, events and logs: what may be a password must not.
@@ -1031,6 +1104,32 @@ pub(crate) mod tests {
                 vec!["spec.gateway.tls"],
             ),
             ("{gateway: {replicas: 0}}", vec!["spec.gateway.replicas"]),
+            ("{gateway: {host: a..b}}", vec!["spec.gateway.host"]),
+            ("{gateway: {host: -a.b}}", vec!["spec.gateway.host"]),
+            ("{gateway: {host: 192.0.2.7}}", vec!["spec.gateway.host"]),
+            (
+                "{gateway: {ingressClassName: 'a b'}}",
+                vec!["spec.gateway.ingressClassName"],
+            ),
+            (
+                "{gateway: {resources: {requests: {memory: 2Gi, cpu: 1}, limits: {memory: 1Gi, cpu: '1'}}}}",
+                vec!["spec.gateway.resources.requests.memory"],
+            ),
+            (
+                "{auth: {resources: {limits: {memory: 12Q}}}, message: {resources: {requests: {cpu: -1}}}}",
+                vec![
+                    "spec.auth.resources.limits.memory",
+                    "spec.message.resources.requests.cpu",
+                ],
+            ),
+            (
+                "{presence: {resources: {claims: [{name: gpu}]}}, media: {resources: {limits: {disk: 1Gi}}}, notification: {resources: {requests: {cpu: ''}}}}",
+                vec![
+                    "spec.presence.resources.claims",
+                    "spec.media.resources.limits.disk",
+                    "spec.notification.resources.requests.cpu",
+                ],
+            ),
             (
                 "{gateway: {maxFrameBytes: 2Mi}}",
                 vec!["spec.gateway.maxFrameBytes"],
@@ -1112,6 +1211,17 @@ pub(crate) mod tests {
             ),
         ] {
             assert_eq!(problem_fields(&spec(yaml), embedded()), fields, "{yaml}");
+        }
+    }
+
+    #[test]
+    fn resources_that_a_pod_can_have_are_taken() {
+        for yaml in [
+            "{gateway: {host: chat.example.com, resources: {requests: {cpu: 500m, memory: 512Mi}, limits: {cpu: 1, memory: 1e9}}}}",
+            "{gateway: {host: localhost, ingressClassName: nginx}, auth: {resources: {limits: {ephemeral-storage: 0.5Ei}}}}",
+            "{message: {resources: {}}}",
+        ] {
+            assert_eq!(problem_fields(&spec(yaml), embedded()), [""; 0], "{yaml}");
         }
     }
 

@@ -1,6 +1,8 @@
-//! Durations (`15m`, `1h30m`, `7d`) and byte sizes (`4Mi`, `65536`) as people write them.
+//! Durations (`15m`, `1h30m`, `7d`) and byte sizes (`4Mi`, `65536`) as people write them, and the amounts of Kubernetes
+//! (`100m`, `1.5Gi`).
 //!
-//! Not here: fractions (`1.5h`), negative values, units below a second: no field of a `ChatCluster` needs them.
+//! Not here: fractions of durations and sizes (`1.5h`), negative values, units below a second: no field of a `ChatCluster`
+//! needs them.
 
 use crate::problem::FieldProblem;
 
@@ -63,6 +65,55 @@ pub fn parse_bytes(field: &str, text: &str) -> Result<u64, FieldProblem> {
         _ => return Err(wrong()),
     };
     count.checked_mul(factor).ok_or_else(wrong)
+}
+
+/// A Kubernetes quantity such as `100m`, `1.5Gi` or `1e3` in billionths, rounded up as the API server does; `None` when it
+/// isn't one, is negative, or is larger than any machine.
+pub fn parse_quantity(text: &str) -> Option<i128> {
+    const NANO: i128 = 1_000_000_000;
+    let number_end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, suffix) = text.split_at(number_end);
+    let factor = match suffix {
+        "n" => 1,
+        "u" => 1_000,
+        "m" => 1_000_000,
+        "" => NANO,
+        "k" => NANO * 1_000,
+        "M" => NANO * 1_000_000,
+        "G" => NANO * 1_000_000_000,
+        "T" => NANO * 1_000_000_000_000,
+        "P" => NANO * 1_000_000_000_000_000,
+        "E" => NANO * 1_000_000_000_000_000_000,
+        "Ki" => NANO << 10,
+        "Mi" => NANO << 20,
+        "Gi" => NANO << 30,
+        "Ti" => NANO << 40,
+        "Pi" => NANO << 50,
+        "Ei" => NANO << 60,
+        exponent => {
+            let power: i32 = exponent.strip_prefix(['e', 'E'])?.parse().ok()?;
+            10_i128.checked_pow(u32::try_from(power.checked_add(9)?).ok()?)?
+        }
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() && fraction.is_empty() || fraction.len() > 9 {
+        return None;
+    }
+    let digits = |digits: &str| -> Option<i128> {
+        if digits.is_empty() {
+            Some(0)
+        } else {
+            digits.parse().ok()
+        }
+    };
+    let scale = 10_i128.pow(u32::try_from(fraction.len()).ok()?);
+    let parts = digits(fraction)?.checked_mul(factor)?;
+    digits(whole)?
+        .checked_mul(factor)?
+        .checked_add(parts / scale)?
+        .checked_add(i128::from(parts % scale != 0))
 }
 
 #[cfg(test)]
@@ -136,11 +187,55 @@ mod tests {
         }
     }
 
+    #[test]
+    fn quantities_are_amounts() {
+        for (a, b) in [
+            ("0.1", "100m"),
+            ("1", "1000m"),
+            ("1Gi", "1024Mi"),
+            ("1.5Gi", "1536Mi"),
+            ("2k", "2000"),
+            ("1e9", "1G"),
+            ("1E3", "1k"),
+            ("1E", "1000P"),
+            ("1Ei", "1024Pi"),
+            ("1e-3", "1m"),
+            ("0.5n", "1n"),
+            (".5", "500m"),
+        ] {
+            assert_eq!(parse_quantity(a), parse_quantity(b), "{a} {b}");
+            assert!(parse_quantity(a).is_some(), "{a}");
+        }
+        assert_ne!(parse_quantity("1G"), parse_quantity("1Gi"));
+        for text in [
+            "",
+            "x",
+            "1X",
+            "12Q",
+            ".",
+            "1.2.3",
+            "-1",
+            "1 Gi",
+            "1e",
+            "1e99",
+            "1e-99",
+            "99999999999999999999999999999999999999999Ti",
+        ] {
+            assert_eq!(parse_quantity(text), None, "{text}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_text_makes_the_parsers_panic(text in ".{0,24}") {
+            let _ = parse_quantity(&text);
             let _ = parse_duration_seconds("f", &text);
             let _ = parse_bytes("f", &text);
+        }
+
+        #[test]
+        fn no_amount_makes_the_parser_panic(text in "[0-9.]{0,40}[eEinumkKMGTPi0-9-]{0,5}") {
+            let _ = parse_quantity(&text);
         }
 
         #[test]

@@ -25,6 +25,7 @@ use crate::build::{
 };
 use crate::keys;
 use crate::metrics::Metrics;
+use crate::status::MissingSecret;
 use crate::validate::Order;
 
 /// The children that exist, by kind: those that carry the ChatCluster's labels and its owner reference.
@@ -83,18 +84,18 @@ pub async fn pods(client: &Client, cluster: &ChatCluster) -> Result<Vec<Pod>, ku
     list(client, cluster).await
 }
 
-/// The Secrets that the spec names and that don't exist, each with the fields that name it.
+/// The Secrets that the spec names and that don't exist.
 pub async fn missing_secrets(
     client: &Client,
     namespace: &str,
     spec: &ChatClusterSpec,
-) -> Result<Vec<(String, Vec<String>)>, kube::Error> {
+) -> Result<Vec<MissingSecret>, kube::Error> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let mut missing = Vec::new();
-    for (name, fields) in spec.referenced_secrets() {
+    for (name, needed_by) in spec.referenced_secrets() {
         let found: Option<PartialObjectMeta<Secret>> = api.get_metadata_opt(&name).await?;
         if found.is_none() {
-            missing.push((name, fields));
+            missing.push(MissingSecret { name, needed_by });
         }
     }
     Ok(missing)

@@ -22,12 +22,19 @@ enum Command {
     Run,
     /// Print the CustomResourceDefinition as YAML.
     Crds,
+    /// Print the JSON Schema of the values of the chatcluster chart.
+    ValuesSchema,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Some(Command::Crds) = cli.command {
-        print!("{}", carillon_crds::chat_cluster_crd_yaml());
+    let derived = match cli.command {
+        Some(Command::Crds) => Some(carillon_crds::chat_cluster_crd_yaml()),
+        Some(Command::ValuesSchema) => Some(carillon_crds::chart_values_schema_json()),
+        Some(Command::Run) | None => None,
+    };
+    if let Some(text) = derived {
+        print!("{text}");
         return ExitCode::SUCCESS;
     }
     tracing_subscriber::fmt()

@@ -1,4 +1,4 @@
-//! Asks a pod why it is not ready: `GET http://<pod>:<admin port>/ready` names each dependency and whether it answers.
+//! Asks a pod what it depends on: `GET http://<pod>:<admin port>/ready` names each dependency and whether it answers.
 //!
 //! The operator never probes a store itself: what counts is whether the roles reach it, from where they run.
 
@@ -21,7 +21,7 @@ const MAX_ANSWER: usize = 64 * 1024;
 pub struct PodReadiness {
     /// Name of the pod.
     pub pod: String,
-    /// Its dependencies.
+    /// Those of its dependencies of which it knows; a first attempt that is under way has told nothing yet.
     pub dependencies: Vec<Dependency>,
 }
 
@@ -99,9 +99,16 @@ fn parse(body: &[u8]) -> Option<Vec<Dependency>> {
         answer
             .dependencies
             .into_iter()
-            .map(|dependency| Dependency {
-                name: dependency.name,
-                ready: dependency.status == "up",
+            .filter_map(|dependency| {
+                let ready = match dependency.status.as_str() {
+                    "up" => true,
+                    "connecting" => return None,
+                    _ => false,
+                };
+                Some(Dependency {
+                    name: dependency.name,
+                    ready,
+                })
             })
             .collect(),
     )
@@ -143,6 +150,19 @@ mod tests {
                     ready: true
                 },
             ]
+        );
+    }
+
+    /// A roll-out starts pods all the time: one that connects for the first time is no outage.
+    #[test]
+    fn a_pod_that_has_just_started_complains_of_nothing() {
+        let body = br#"{"status":"unready","dependencies":[{"name":"scylla","required":true,"status":"connecting","latency_ms":0},{"name":"redis","required":true,"status":"up","latency_ms":1}]}"#;
+        assert_eq!(
+            parse(body).unwrap(),
+            [Dependency {
+                name: "redis".to_owned(),
+                ready: true
+            }]
         );
     }
 

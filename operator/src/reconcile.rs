@@ -1,5 +1,6 @@
 //! One reconcile: dereference → validate → build → apply → status.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,22 +19,23 @@ use serde_json::json;
 use crate::apply::{
     Applier, ApplyError, Change, ChangeAction, is_as_ordered, workloads_as_ordered,
 };
-use crate::build::{self, COMPONENT_LABEL, Children};
+use crate::build::{self, COMPONENT_LABEL, Children, MIGRATION_COMPONENT};
 use crate::context::{Context, reference_to};
 use crate::dereference::{self, KeyError, Live};
 use crate::readiness::PodReadiness;
 use crate::status::{Component, Migration, Observation, migration, status, unreadable};
 use crate::validate::{Order, order};
 
-/// Between two looks at a cluster on which nothing is to be done: changes are heard by watching, this catches the rest.
-const SETTLED_INTERVAL: Duration = Duration::from_secs(300);
+/// Between two looks at a cluster on which nothing is to be done: changes are heard by watching, but a key that was made
+/// anew, and a store that ready pods can do without, are not.
+const SETTLED_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two looks at a cluster that isn't as ordered: the reasons why a pod doesn't start are not watched.
 const UNSETTLED_INTERVAL: Duration = Duration::from_secs(5);
 /// After a failed reconcile.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a failed migration is left to be looked at before it is tried again.
 const MIGRATION_RETRY_AFTER: Duration = Duration::from_secs(20);
-/// Pods asked at the same time why they are not ready.
+/// Pods asked at the same time what they depend on.
 const PODS_ASKED_AT_ONCE: usize = 8;
 /// Pods asked in one pass: enough to name every store that is away.
 const PODS_ASKED: usize = 24;
@@ -142,9 +144,10 @@ async fn pass(
     let failure = result.err();
     seen.failure = failure.as_ref().map(ReconcileError::to_string);
     let changes = applier.changes;
+    let pods = dereference::pods(&context.client, cluster).await?;
+    seen.readiness = ask_pods(context, &order, &pods).await;
     if !seen.is_settled() {
-        seen.pods = dereference::pods(&context.client, cluster).await?;
-        seen.readiness = ask_pods(context, &order, &seen.pods).await;
+        seen.pods = pods;
     }
     Ok((seen, changes, failure))
 }
@@ -169,14 +172,15 @@ async fn bring_about(
     seen.components = components(order, &children, live);
     seen.migration = migration(find_job(&children, live));
     applier.apply_foundations(&children, live).await?;
-    if seen.missing_secrets.is_empty() {
+    let startable = !seen.lacks_mounted_secret();
+    if startable {
         applier.start_migration(&children, live).await?;
         retry_failed_migration(&children, live, applier, &seen.migration).await?;
         if seen.migration == Migration::NotStarted {
             seen.migration = Migration::Running;
         }
     }
-    if seen.migration == Migration::Succeeded && seen.missing_secrets.is_empty() {
+    if seen.migration == Migration::Succeeded && startable {
         applier.apply_workloads(&children, live).await?;
     } else {
         applier.repair_workloads(&children, live).await?;
@@ -270,16 +274,13 @@ fn components_without_order(live: &Live) -> Vec<Component> {
     }
 }
 
-/// Asks pods that run and are not ready which dependency they miss.
+/// Asks some pods what they depend on.
 async fn ask_pods(context: &Context, order: &Order, pods: &[Pod]) -> Vec<PodReadiness> {
-    let mut asked: Vec<(String, String)> = pods.iter().filter_map(unready_address).collect();
-    asked.sort();
-    asked.truncate(PODS_ASKED);
-    futures::stream::iter(asked)
-        .map(|(name, address)| async move {
+    futures::stream::iter(pods_to_ask(pods))
+        .map(|pod| async move {
             context
                 .readiness
-                .ask(&name, &address, order.config.admin_port)
+                .ask(&pod.name, &pod.address, order.config.admin_port)
                 .await
         })
         .buffered(PODS_ASKED_AT_ONCE)
@@ -288,7 +289,38 @@ async fn ask_pods(context: &Context, order: &Order, pods: &[Pod]) -> Vec<PodRead
         .await
 }
 
-fn unready_address(pod: &Pod) -> Option<(String, String)> {
+/// A pod of a role that runs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct RunningPod {
+    ready: bool,
+    /// How many of its role and readiness come before it.
+    turn: usize,
+    name: String,
+    address: String,
+}
+
+/// Those that are not ready first: they know what they miss. Then ready ones, the roles in turn: they may miss what they
+/// can do without.
+fn pods_to_ask(pods: &[Pod]) -> Vec<RunningPod> {
+    let mut running: Vec<(String, RunningPod)> = pods.iter().filter_map(running_pod).collect();
+    running.sort();
+    let mut turns: BTreeMap<(String, bool), usize> = BTreeMap::new();
+    let mut asked: Vec<RunningPod> = running
+        .into_iter()
+        .map(|(role, pod)| {
+            let turn = turns.entry((role, pod.ready)).or_default();
+            *turn += 1;
+            RunningPod { turn: *turn, ..pod }
+        })
+        .collect();
+    asked.sort();
+    asked.truncate(PODS_ASKED);
+    asked
+}
+
+/// A running pod and its role.
+fn running_pod(pod: &Pod) -> Option<(String, RunningPod)> {
+    let role = pod.labels().get(COMPONENT_LABEL)?;
     let status = pod.status.as_ref()?;
     let running = status.container_statuses.iter().flatten().any(|container| {
         container
@@ -301,10 +333,17 @@ fn unready_address(pod: &Pod) -> Option<(String, String)> {
         .iter()
         .flatten()
         .any(|condition| condition.type_ == "Ready" && condition.status == "True");
-    if !running || ready || pod.metadata.deletion_timestamp.is_some() {
+    // A migration listens nowhere.
+    if !running || role == MIGRATION_COMPONENT || pod.metadata.deletion_timestamp.is_some() {
         return None;
     }
-    Some((pod.metadata.name.clone()?, status.pod_ip.clone()?))
+    let pod = RunningPod {
+        ready,
+        turn: 0,
+        name: pod.metadata.name.clone()?,
+        address: status.pod_ip.clone()?,
+    };
+    Some((role.clone(), pod))
 }
 
 /// The object exists, but is not a ChatCluster that this operator can read: say so where its author looks.
@@ -505,5 +544,50 @@ async fn publish_changes(context: &Context, metadata: &ObjectMeta, changes: &[Ch
                 format!("{} {}", change.kind, change.name),
             )
             .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(role: &str, name: &str, ready: bool) -> Pod {
+        let ready = if ready { "True" } else { "False" };
+        crate::status::tests::pod(
+            role,
+            name,
+            json!({
+                "podIP": "10.0.0.1",
+                "conditions": [{ "type": "Ready", "status": ready }],
+                "containerStatuses": [{
+                    "name": role, "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+                    "state": { "running": {} },
+                }],
+            }),
+        )
+    }
+
+    #[test]
+    fn pods_that_are_not_ready_are_asked_first_then_each_role_in_turn() {
+        let mut pods = vec![
+            pod("gateway", "gateway-1", true),
+            pod("gateway", "gateway-2", true),
+            pod("message", "message-1", true),
+            pod("message", "message-2", false),
+            pod("migrate", "migrate-1", true),
+        ];
+        let names = |pods: &[Pod]| -> Vec<String> {
+            pods_to_ask(pods).into_iter().map(|pod| pod.name).collect()
+        };
+        assert_eq!(
+            names(&pods),
+            ["message-2", "gateway-1", "message-1", "gateway-2"]
+        );
+        pods[1].metadata.deletion_timestamp = Some(Time(Timestamp::now()));
+        assert_eq!(names(&pods), ["message-2", "gateway-1", "message-1"]);
+        let many: Vec<Pod> = (0..100)
+            .map(|n| pod("gateway", &format!("gateway-{n}"), true))
+            .collect();
+        assert_eq!(names(&many).len(), PODS_ASKED);
     }
 }

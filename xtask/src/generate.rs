@@ -16,11 +16,18 @@ struct Derived {
     file: &'static str,
 }
 
-const DERIVED: &[Derived] = &[Derived {
-    package: "carillon-operator",
-    arguments: &["crds"],
-    file: "charts/carillon-operator/crds/chatclusters.yaml",
-}];
+const DERIVED: &[Derived] = &[
+    Derived {
+        package: "carillon-operator",
+        arguments: &["crds"],
+        file: "charts/carillon-operator/crds/chatclusters.yaml",
+    },
+    Derived {
+        package: "carillon-operator",
+        arguments: &["values-schema"],
+        file: "charts/chatcluster/values.schema.json",
+    },
+];
 
 /// Writes the files, or only compares them.
 pub fn run(check: bool) -> Result<()> {

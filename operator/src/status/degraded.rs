@@ -11,10 +11,11 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
     if !seen.problems.is_empty() {
         wrong.push(("SpecInvalid".to_owned(), describe_problems(&seen.problems)));
     }
-    for (secret, fields) in &seen.missing_secrets {
+    for secret in &seen.missing_secrets {
+        let fields = secret.needed_by.fields.join(", ");
         wrong.push((
             "SecretMissing".to_owned(),
-            format!("{}: there is no Secret {secret}", fields.join(", ")),
+            format!("{fields}: there is no Secret {}", secret.name),
         ));
     }
     if let Some(failure) = &seen.failure {
@@ -47,11 +48,8 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
             ));
         }
     }
-    for store in ["scylla", "redis", "rabbitmq"] {
-        let verdict = stores::verdict(seen, store);
-        if verdict.status == "False" {
-            wrong.push(("StoreUnreachable".to_owned(), verdict.message));
-        }
+    for unreachable in stores::unreachable(seen) {
+        wrong.push(("StoreUnreachable".to_owned(), unreachable.message));
     }
     match wrong.first() {
         None => Verdict::no("AsOrdered", "nothing is wrong"),
@@ -66,7 +64,7 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
 mod tests {
     use super::*;
     use crate::readiness::{Dependency, PodReadiness};
-    use crate::status::tests::{component, pod, settled};
+    use crate::status::tests::{component, missing, pod, settled};
     use carillon_crds::Role;
     use serde_json::json;
 
@@ -101,10 +99,7 @@ mod tests {
     #[test]
     fn a_missing_secret_is_named_with_its_field() {
         let mut seen = settled();
-        seen.missing_secrets = vec![(
-            "scylla".to_owned(),
-            vec!["spec.scylla.external.secretName".to_owned()],
-        )];
+        seen.missing_secrets = vec![missing("scylla", "spec.scylla.external.secretName", true)];
         assert_eq!(
             verdict(&seen).message,
             "spec.scylla.external.secretName: there is no Secret scylla"

@@ -12,7 +12,7 @@ mod schema_migrated;
 mod spec_valid;
 mod stores;
 
-use carillon_crds::{ChatClusterStatus, FieldProblem, condition};
+use carillon_crds::{ChatClusterStatus, FieldProblem, SecretUse, condition};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -20,6 +20,15 @@ use crate::readiness::PodReadiness;
 
 pub use component::Component;
 pub use schema_migrated::{Migration, migration};
+
+/// A Secret that the spec names and that doesn't exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingSecret {
+    /// Its name.
+    pub name: String,
+    /// Who needs it.
+    pub needed_by: SecretUse,
+}
 
 /// Everything a pass has seen of one cluster.
 #[derive(Clone, Debug, Default)]
@@ -32,8 +41,8 @@ pub struct Observation {
     pub endpoint: Option<String>,
     /// What is wrong with the spec; then nothing was applied.
     pub problems: Vec<FieldProblem>,
-    /// Secrets that the spec names and that don't exist, with the fields that name them.
-    pub missing_secrets: Vec<(String, Vec<String>)>,
+    /// Secrets that the spec names and that don't exist.
+    pub missing_secrets: Vec<MissingSecret>,
     /// Why the pass could not be finished.
     pub failure: Option<String>,
     /// How far the schema is.
@@ -42,18 +51,26 @@ pub struct Observation {
     pub components: Vec<Component>,
     /// The pods, when something isn't ready.
     pub pods: Vec<Pod>,
-    /// What pods that are not ready say of their dependencies.
+    /// What some pods say of their dependencies, those that are not ready first.
     pub readiness: Vec<PodReadiness>,
 }
 
 impl Observation {
-    /// Whether everything is as ordered, so that there is nothing to wait for.
+    /// Whether a Secret is missing without which a pod can't start.
+    pub fn lacks_mounted_secret(&self) -> bool {
+        self.missing_secrets
+            .iter()
+            .any(|secret| secret.needed_by.mounted)
+    }
+
+    /// Whether everything is as ordered and works, so that there is nothing to wait for.
     pub fn is_settled(&self) -> bool {
         self.problems.is_empty()
             && self.missing_secrets.is_empty()
             && self.failure.is_none()
             && self.migration == Migration::Succeeded
             && self.components.iter().all(Component::is_complete)
+            && stores::unreachable(self).next().is_none()
     }
 }
 
@@ -189,6 +206,7 @@ fn condition_of(
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::readiness::Dependency;
     use carillon_crds::Role;
     use k8s_openapi::api::apps::v1::Deployment;
     use serde_json::{Value, json};
@@ -204,7 +222,25 @@ pub(crate) mod tests {
                 .iter()
                 .map(|role| component(*role, 2, 2, 2))
                 .collect(),
+            readiness: vec![PodReadiness {
+                pod: "town-message-1".to_owned(),
+                dependencies: vec![Dependency {
+                    name: "rabbitmq".to_owned(),
+                    ready: true,
+                }],
+            }],
             ..Observation::default()
+        }
+    }
+
+    /// A Secret that isn't there, named by `field`.
+    pub(crate) fn missing(name: &str, field: &str, mounted: bool) -> MissingSecret {
+        MissingSecret {
+            name: name.to_owned(),
+            needed_by: SecretUse {
+                fields: vec![field.to_owned()],
+                mounted,
+            },
         }
     }
 
@@ -266,6 +302,7 @@ pub(crate) mod tests {
                 })
                 .collect(),
             migration: Migration::Running,
+            readiness: Vec::new(),
             ..settled()
         };
         let status = status(&seen, None, time("2026-01-01T00:00:00Z"));

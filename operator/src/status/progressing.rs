@@ -9,7 +9,7 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
     if seen.failure.is_some() {
         return Verdict::yes("Retrying", "the last attempt failed; see Degraded");
     }
-    if !seen.missing_secrets.is_empty() {
+    if seen.lacks_mounted_secret() {
         return Verdict::yes("WaitingForSecrets", "Secrets are missing; see Degraded");
     }
     if seen.migration != Migration::Succeeded {
@@ -34,8 +34,22 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::tests::{component, settled};
+    use crate::status::tests::{component, missing, settled};
     use carillon_crds::{FieldProblem, Role};
+
+    /// The ingress controller serves without it, or makes it; nothing here can.
+    #[test]
+    fn nothing_waits_for_the_certificate() {
+        let mut seen = settled();
+        seen.missing_secrets = vec![missing("tls", "spec.gateway.tls.secretName", false)];
+        assert!(!seen.lacks_mounted_secret());
+        assert_eq!(verdict(&seen).reason, "Complete");
+        assert_eq!(
+            crate::status::degraded::verdict(&seen).message,
+            "spec.gateway.tls.secretName: there is no Secret tls"
+        );
+        assert!(!seen.is_settled());
+    }
 
     #[test]
     fn it_says_which_step_is_under_way() {
@@ -48,7 +62,7 @@ mod tests {
         );
         seen.migration = Migration::Running;
         assert_eq!(verdict(&seen).reason, "Migrating");
-        seen.missing_secrets = vec![("scylla".to_owned(), vec!["f".to_owned()])];
+        seen.missing_secrets = vec![missing("scylla", "f", true)];
         assert_eq!(verdict(&seen).reason, "WaitingForSecrets");
         seen.failure = Some("x".to_owned());
         assert_eq!(verdict(&seen).reason, "Retrying");

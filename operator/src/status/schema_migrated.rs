@@ -65,7 +65,7 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
         Migration::NotStarted if !seen.problems.is_empty() => {
             Verdict::unknown("SpecInvalid", "waiting for a valid spec")
         }
-        Migration::NotStarted if !seen.missing_secrets.is_empty() => {
+        Migration::NotStarted if seen.lacks_mounted_secret() => {
             Verdict::unknown("SecretMissing", "waiting for Secrets")
         }
         Migration::NotStarted => Verdict::no("NotStarted", "the migration has not started"),

@@ -1,9 +1,22 @@
 //! `ScyllaReady`, `RedisReady`, `RabbitmqReady`: whether the store answers the roles that use it.
 //!
-//! A pod is ready only while its dependencies answer it, so ready pods vouch for the stores; pods that are not ready say
-//! which dependency is missing.
+//! A pod is ready only while the dependencies that it requires answer it, so ready pods vouch for those stores; what pods
+//! say themselves, ready or not, is the truth about all of them.
 
 use super::{Observation, Verdict};
+
+/// The stores that the roles use.
+const STORES: &[&str] = &["scylla", "redis", "rabbitmq"];
+/// Those without which no pod that uses them is ready. RabbitMQ is none: messages flow without pushes.
+const REQUIRED: &[&str] = &["scylla", "redis"];
+
+/// The stores that a pod says doesn't answer it, each with what is reported of it.
+pub(super) fn unreachable(seen: &Observation) -> impl Iterator<Item = Verdict> {
+    STORES
+        .iter()
+        .map(|store| verdict(seen, store))
+        .filter(|verdict| verdict.status == "False")
+}
 
 pub(super) fn verdict(seen: &Observation, store: &str) -> Verdict {
     let mut complaining: Vec<&str> = seen
@@ -26,7 +39,8 @@ pub(super) fn verdict(seen: &Observation, store: &str) -> Verdict {
             .any(|dependency| dependency.name == store && dependency.ready)
     });
     if satisfied
-        || (!seen.components.is_empty()
+        || (REQUIRED.contains(&store)
+            && !seen.components.is_empty()
             && seen
                 .components
                 .iter()
@@ -61,8 +75,28 @@ mod tests {
     }
 
     #[test]
-    fn ready_pods_vouch_for_the_stores() {
-        assert_eq!(verdict(&settled(), "scylla").status, "True");
+    fn ready_pods_vouch_for_the_stores_they_need() {
+        let mut seen = settled();
+        seen.readiness.clear();
+        assert_eq!(verdict(&seen, "scylla").status, "True");
+        assert_eq!(verdict(&seen, "redis").status, "True");
+        assert_eq!(verdict(&seen, "rabbitmq").status, "Unknown");
+    }
+
+    /// All pods are ready, and yet the broker is gone.
+    #[test]
+    fn a_ready_pod_tells_of_a_store_that_it_can_do_without() {
+        let mut seen = settled();
+        seen.readiness = vec![pod("town-message-1", &[("rabbitmq", false)])];
+        assert_eq!(
+            verdict(&seen, "rabbitmq").message,
+            "rabbitmq doesn't answer town-message-1"
+        );
+        assert_eq!(unreachable(&seen).count(), 1);
+        assert!(!seen.is_settled());
+        seen.readiness = vec![pod("town-message-1", &[("rabbitmq", true)])];
+        assert_eq!(verdict(&seen, "rabbitmq").status, "True");
+        assert!(seen.is_settled());
     }
 
     #[test]
