@@ -1,7 +1,7 @@
 //! A person with a device, through the public API only: REST by reqwest, WebSocket by tungstenite.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -18,6 +18,8 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// A person.
 pub struct Person {
     pub name: String,
+    /// What to log in with again.
+    pub username: String,
     pub id: String,
     pub access_token: String,
     pub refresh_token: String,
@@ -28,6 +30,8 @@ pub struct Person {
     answers: BTreeMap<String, Value>,
     /// Every room event seen on sockets, by room and place.
     pub seen: BTreeMap<String, BTreeMap<u64, Value>>,
+    /// Rooms of which this connection's events may come again, because they were pulled.
+    pub pulled: BTreeSet<String>,
     /// Frames that are no room events, oldest first.
     pub others: Vec<Value>,
     /// Code of the last close frame.
@@ -123,6 +127,7 @@ impl Person {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         Ok(Self {
             name: name.to_owned(),
+            username: username.to_owned(),
             id: text(&tokens.body["user"]["id"]),
             access_token: text(&tokens.body["access_token"]),
             refresh_token: text(&tokens.body["refresh_token"]),
@@ -131,6 +136,7 @@ impl Person {
             next_request: 1,
             answers: BTreeMap::new(),
             seen: BTreeMap::new(),
+            pulled: BTreeSet::new(),
             others: Vec::new(),
             closed: None,
         })
@@ -181,6 +187,7 @@ impl Person {
             .context("connecting")??;
         self.socket = Some(socket);
         self.closed = None;
+        self.pulled.clear();
         let mut payload = json!({"token": self.access_token});
         if resume {
             let places: BTreeMap<&String, u64> = self
@@ -291,6 +298,9 @@ impl Person {
             return Ok(());
         };
         let events = self.seen.entry(room.to_owned()).or_default();
+        if self.pulled.contains(room) && events.contains_key(&sequence) {
+            return Ok(());
+        }
         if let Some((last, _)) = events.last_key_value() {
             ensure!(
                 sequence > *last,
