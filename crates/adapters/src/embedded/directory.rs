@@ -11,7 +11,7 @@ use std::{
     fs::{File, OpenOptions, TryLockError},
     io::Write,
     panic::AssertUnwindSafe,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -26,6 +26,17 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// The opened directory; the lock ends when it's dropped.
 pub(super) struct Directory {
     lock: File,
+    store: PathBuf,
+    cache_bytes: u64,
+}
+
+impl Directory {
+    /// Opens the store again, after every handle of it was dropped: what a failed write left of itself is cut off, as after a
+    /// crash.
+    pub(super) fn reopen(&self) -> Result<(Database, Tables)> {
+        journal::check(&self.store)?;
+        open_store(&self.store, self.cache_bytes)
+    }
 }
 
 impl Drop for Directory {
@@ -39,8 +50,12 @@ impl Drop for Directory {
 pub(super) fn open(path: &Path, cache_bytes: u64) -> Result<(Database, Tables, Directory)> {
     std::fs::create_dir_all(path)
         .map_err(|cause| unusable(path, "cannot be made or read", cause))?;
-    let directory = lock(path)?;
     let store = path.join("store");
+    let directory = Directory {
+        lock: lock(path)?,
+        store: store.clone(),
+        cache_bytes,
+    };
     if !store
         .try_exists()
         .map_err(|cause| unusable(path, "cannot be read", cause))?
@@ -57,7 +72,7 @@ pub(super) fn open(path: &Path, cache_bytes: u64) -> Result<(Database, Tables, D
     Ok((database, tables, directory))
 }
 
-fn lock(path: &Path) -> Result<Directory> {
+fn lock(path: &Path) -> Result<File> {
     let file_path = path.join("lock");
     let mut lock = OpenOptions::new()
         .read(true)
@@ -96,7 +111,7 @@ fn lock(path: &Path) -> Result<Directory> {
     lock.set_len(0)
         .and_then(|()| write!(lock, "{}", std::process::id()))
         .map_err(|cause| unusable(path, "cannot be written", cause))?;
-    Ok(Directory { lock })
+    Ok(lock)
 }
 
 /// Makes the store beside its place and moves it there: after a crash there is all of it or nothing.

@@ -4,18 +4,21 @@
 //! their changes as one atomic batch with one sync, and then answers all of them. So a check and its write can't be
 //! interleaved with another, a request sees all or nothing of another, and the cost of a sync is shared.
 //!
+//! After a write that failed, the engine takes no other one until it is opened again: the committer does that, so that a disk that
+//! was full for a moment costs what was asked for meanwhile, and no restart. Reads and writes say `Unavailable` until it is done.
+//!
 //! It knows tables and bytes; what they mean is known in the other modules.
 
 use std::{
     collections::HashMap,
     panic::AssertUnwindSafe,
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use carillon_domain::{Clock, Error, ErrorCode, Result};
 use fjall::{Database, PersistMode, Readable, Slice, Snapshot};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
@@ -34,6 +37,8 @@ const BATCH_REQUESTS: usize = 2048;
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
 /// How often rows that ended are removed.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// How often to try to open a store again that failed.
+const REOPEN_EVERY: Duration = Duration::from_secs(1);
 /// Reads of more rows than this leave the async thread.
 const INLINE_ROWS: usize = 256;
 
@@ -66,9 +71,54 @@ pub(super) struct Engine {
 
 /// Dropped in this order: the lock on the directory goes last.
 struct Shared {
+    /// `None` while it is opened again after a failed write. Held for reading during a read or a batch, never over an await.
+    store: RwLock<Option<Store>>,
+    /// For the committer: when opening was tried last.
+    tried: Mutex<Option<Instant>>,
+    /// Lets the next write fail as one on a full disk.
+    #[cfg(test)]
+    disk_full: std::sync::atomic::AtomicBool,
+    directory: Directory,
+}
+
+/// The handles of the open store; the tables' go first.
+struct Store {
     tables: Tables,
     database: Database,
-    _directory: Directory,
+}
+
+impl Shared {
+    /// Drops the handles of a store that failed, once those who read are done, and opens it again.
+    fn reopen(&self) {
+        let failed = self.store.write().take();
+        // Its threads stop and it gives its files back: not under the lock, since that takes a while.
+        drop(failed);
+        *self.tried.lock() = None;
+        self.heal();
+    }
+
+    /// Opens the store if it isn't open; not too often, when that fails.
+    fn heal(&self) {
+        if self.store.read_recursive().is_some() {
+            return;
+        }
+        {
+            let mut tried = self.tried.lock();
+            if tried.is_some_and(|tried| tried.elapsed() < REOPEN_EVERY) {
+                return;
+            }
+            *tried = Some(Instant::now());
+        }
+        match self.directory.reopen() {
+            Ok((database, tables)) => {
+                *self.store.write() = Some(Store { tables, database });
+                tracing::warn!("the embedded store was opened again after a write that failed");
+            }
+            Err(error) => {
+                tracing::error!(%error, cause = error.cause_chain(), "the embedded store can't be opened again yet");
+            }
+        }
+    }
 }
 
 struct Request {
@@ -90,9 +140,11 @@ impl Engine {
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>> {
         let shared = Arc::new(Shared {
-            tables,
-            database,
-            _directory: directory,
+            store: RwLock::new(Some(Store { tables, database })),
+            tried: Mutex::new(None),
+            #[cfg(test)]
+            disk_full: std::sync::atomic::AtomicBool::new(false),
+            directory,
         });
         let (queue, requests) = mpsc::channel(QUEUE);
         let of_committer = shared.clone();
@@ -144,11 +196,13 @@ impl Engine {
         answer.blocking_recv().map_err(|_| closed())?
     }
 
-    /// The state that every acknowledged write is in.
+    /// The state that every acknowledged write is in. To be dropped soon, and before any await.
     pub(super) fn view(&self) -> View<'_> {
+        // Recursive, since a read may look twice, and the committer may be waiting to take the store away in between.
+        let store = self.shared.store.read_recursive();
         View {
-            tables: &self.shared.tables,
-            snapshot: self.shared.database.snapshot(),
+            snapshot: store.as_ref().map(|store| store.database.snapshot()),
+            store,
         }
     }
 
@@ -236,6 +290,13 @@ fn closed() -> Error {
     )
 }
 
+fn away() -> Error {
+    Error::new(
+        ErrorCode::Unavailable,
+        "the embedded store is being opened again after a failed write, try again",
+    )
+}
+
 /// The error for something that the engine couldn't do.
 pub(super) fn failed(cause: fjall::Error) -> Error {
     tracing::error!(error = %cause, "the embedded store failed");
@@ -247,41 +308,72 @@ pub(super) fn failed(cause: fjall::Error) -> Error {
 fn run_committer(shared: &Shared, mut requests: mpsc::Receiver<Request>) {
     let mut overlay = HashMap::new();
     while let Some(first) = requests.blocking_recv() {
-        let mut transaction = Transaction {
-            tables: &shared.tables,
-            overlay: &mut overlay,
-            undo: Vec::new(),
-            bytes: 0,
-            close: false,
-        };
-        let mut answers = Vec::new();
-        let mut durability = Durability::Buffered;
-        let mut next = Some(first);
-        while let Some(request) = next {
-            if request.durability == Durability::Synced {
-                durability = Durability::Synced;
-            }
-            answers.push((request.run)(&mut transaction));
-            let full = answers.len() >= BATCH_REQUESTS || transaction.bytes >= BATCH_BYTES;
-            next = if full || transaction.close {
-                None
-            } else {
-                requests.try_recv().ok()
-            };
-        }
-        let close = transaction.close;
-        let failure = write(shared, &mut overlay, durability, close).err();
+        shared.heal();
+        let (answers, failure, close) = run_batch(shared, &mut overlay, first, &mut requests);
         for answer in answers {
             answer(failure.as_ref());
         }
         if close {
             return;
         }
+        if failure.is_some() {
+            shared.reopen();
+        }
     }
 }
 
-fn write(
+/// Runs the requests that wait, and writes what they changed.
+fn run_batch(
     shared: &Shared,
+    overlay: &mut HashMap<Place, Option<Slice>>,
+    first: Request,
+    requests: &mut mpsc::Receiver<Request>,
+) -> (Vec<Answer>, Option<Error>, bool) {
+    let store = shared.store.read_recursive();
+    let mut transaction = Transaction {
+        tables: store.as_ref().map(|store| &store.tables),
+        overlay,
+        undo: Vec::new(),
+        bytes: 0,
+        close: false,
+    };
+    let mut answers = Vec::new();
+    let mut durability = Durability::Buffered;
+    let mut next = Some(first);
+    while let Some(request) = next {
+        if request.durability == Durability::Synced {
+            durability = Durability::Synced;
+        }
+        answers.push((request.run)(&mut transaction));
+        let full = answers.len() >= BATCH_REQUESTS || transaction.bytes >= BATCH_BYTES;
+        next = if full || transaction.close {
+            None
+        } else {
+            requests.try_recv().ok()
+        };
+    }
+    let close = transaction.close;
+    let written = match store.as_ref() {
+        #[cfg(test)]
+        Some(_)
+            if shared
+                .disk_full
+                .swap(false, std::sync::atomic::Ordering::SeqCst) =>
+        {
+            overlay.clear();
+            Err(failed(fjall::Error::Poisoned))
+        }
+        Some(store) => write(store, overlay, durability, close),
+        None => {
+            overlay.clear();
+            Err(away())
+        }
+    };
+    (answers, written.err(), close)
+}
+
+fn write(
+    store: &Store,
     overlay: &mut HashMap<Place, Option<Slice>>,
     durability: Durability,
     close: bool,
@@ -292,10 +384,10 @@ fn write(
     };
     if !overlay.is_empty() {
         let mut batch =
-            fjall::OwnedWriteBatch::with_capacity(shared.database.clone(), overlay.len())
+            fjall::OwnedWriteBatch::with_capacity(store.database.clone(), overlay.len())
                 .durability(Some(mode));
         for ((table, key), value) in overlay.drain() {
-            let keyspace = shared.tables.keyspace(table);
+            let keyspace = store.tables.keyspace(table);
             match value {
                 Some(value) => batch.insert(keyspace, key, value),
                 None => batch.remove(keyspace, key),
@@ -304,7 +396,7 @@ fn write(
         batch.commit().map_err(failed)?;
     }
     if close {
-        shared
+        store
             .database
             .persist(PersistMode::SyncAll)
             .map_err(failed)?;
@@ -342,7 +434,8 @@ type Place = (Table, Slice);
 
 /// What a change reads and writes on the committer: the stored state, and over it what the batch has changed so far.
 pub(super) struct Transaction<'a> {
-    tables: &'a Tables,
+    /// `None` while the store isn't open: then nothing of the batch is written.
+    tables: Option<&'a Tables>,
     overlay: &'a mut HashMap<Place, Option<Slice>>,
     undo: Vec<(Place, Option<Option<Slice>>)>,
     bytes: usize,
@@ -356,7 +449,8 @@ impl Transaction<'_> {
         if let Some(changed) = self.overlay.get(&place) {
             return Ok(changed.clone());
         }
-        self.tables.keyspace(table).get(&place.1).map_err(failed)
+        let tables = self.tables.ok_or_else(away)?;
+        tables.keyspace(table).get(&place.1).map_err(failed)
     }
 
     /// Stores a row.
@@ -389,17 +483,23 @@ impl Transaction<'_> {
 // === View ===
 
 /// One consistent state of the store.
+/// Dropped in this order: nothing of the store is left when it may be taken away.
 pub(super) struct View<'a> {
-    tables: &'a Tables,
-    snapshot: Snapshot,
+    snapshot: Option<Snapshot>,
+    store: RwLockReadGuard<'a, Option<Store>>,
 }
 
 impl View<'_> {
+    fn parts(&self) -> Result<(&Tables, &Snapshot)> {
+        let store = self.store.as_ref().ok_or_else(away)?;
+        let snapshot = self.snapshot.as_ref().ok_or_else(away)?;
+        Ok((&store.tables, snapshot))
+    }
+
     /// A row.
     pub(super) fn get(&self, table: Table, key: impl AsRef<[u8]>) -> Result<Option<Slice>> {
-        self.snapshot
-            .get(self.tables.keyspace(table), key)
-            .map_err(failed)
+        let (tables, snapshot) = self.parts()?;
+        snapshot.get(tables.keyspace(table), key).map_err(failed)
     }
 
     /// Rows from `from` up to but not including `until`, ascending. The caller says how many it takes.
@@ -410,14 +510,19 @@ impl View<'_> {
         until: impl AsRef<[u8]>,
     ) -> impl Iterator<Item = Result<(Slice, Slice)>> {
         let (from, until) = (from.as_ref().to_vec(), until.as_ref().to_vec());
-        // A range that ends before it begins is empty; the engine would panic.
-        let rows = (from < until).then(|| {
-            self.snapshot
-                .range(self.tables.keyspace(table), from..until)
-        });
-        rows.into_iter()
-            .flatten()
-            .map(|row| row.into_inner().map_err(failed))
+        let (rows, failure) = match self.parts() {
+            // A range that ends before it begins is empty; the engine would panic.
+            Ok((tables, snapshot)) => {
+                let rows =
+                    (from < until).then(|| snapshot.range(tables.keyspace(table), from..until));
+                (rows, None)
+            }
+            Err(error) => (None, Some(Err(error))),
+        };
+        let rows = rows.into_iter().flatten();
+        failure
+            .into_iter()
+            .chain(rows.map(|row| row.into_inner().map_err(failed)))
     }
 
     /// Rows whose key begins so, after the key `prefix ‖ after`, ascending.
@@ -450,4 +555,83 @@ fn successor(prefix: &[u8]) -> Vec<u8> {
     }
     // Nothing is larger than a key of the greatest length.
     vec![u8::MAX; usize::from(u16::MAX)]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use carillon_domain::time::SystemClock;
+
+    use super::*;
+    use crate::embedded::directory;
+
+    async fn put(engine: &Engine, key: &'static str) -> Result<()> {
+        let change = move |transaction: &mut Transaction<'_>| {
+            transaction.put(Table::Meta, key.as_bytes(), *b"value");
+            Ok(())
+        };
+        engine.commit(Durability::Synced, change).await
+    }
+
+    fn has(engine: &Engine, key: &str) -> Result<bool> {
+        engine.view().get(Table::Meta, key).map(|row| row.is_some())
+    }
+
+    /// Promise 8: a write that failed costs what was asked for then, and no restart; what was acknowledged before is there.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_failed_write_is_got_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let (database, tables, directory) = directory::open(folder.path(), 1 << 20).unwrap();
+        let engine = Engine::start(database, tables, directory, Arc::new(SystemClock)).unwrap();
+        for round in 0..3 {
+            put(&engine, "before").await.unwrap();
+            engine.shared.disk_full.store(true, Ordering::SeqCst);
+            let error = put(&engine, "lost").await.unwrap_err();
+            assert_eq!(error.code, ErrorCode::Unavailable);
+            // The next write comes after the store was opened again.
+            put(&engine, "after").await.unwrap();
+            assert!(has(&engine, "before").unwrap(), "round {round}");
+            assert!(has(&engine, "after").unwrap());
+            assert!(!has(&engine, "lost").unwrap());
+        }
+        engine.close().await.unwrap();
+        drop(engine);
+        let (_database, tables, _directory) = directory::open(folder.path(), 1 << 20).unwrap();
+        assert!(tables.keyspace(Table::Meta).get("after").unwrap().is_some());
+    }
+
+    /// Promise 8: while a store can't be opened again, reads and writes say so, and it goes on when it can.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_store_that_stays_away_is_unavailable() {
+        let folder = tempfile::tempdir().unwrap();
+        let (database, tables, directory) = directory::open(folder.path(), 1 << 20).unwrap();
+        let engine = Engine::start(database, tables, directory, Arc::new(SystemClock)).unwrap();
+        put(&engine, "before").await.unwrap();
+        let (store, aside) = (folder.path().join("store"), folder.path().join("aside"));
+        std::fs::rename(&store, &aside).unwrap();
+        engine.shared.disk_full.store(true, Ordering::SeqCst);
+        put(&engine, "lost").await.unwrap_err();
+        let error = put(&engine, "lost").await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::Unavailable);
+        assert_eq!(
+            has(&engine, "before").unwrap_err().code,
+            ErrorCode::Unavailable
+        );
+        let mut rows = engine
+            .view()
+            .range(Table::Meta, [0], [0xff])
+            .collect::<Vec<_>>();
+        assert_eq!(
+            rows.pop().unwrap().unwrap_err().code,
+            ErrorCode::Unavailable
+        );
+        std::fs::rename(&aside, &store).unwrap();
+        let healed = async { while put(&engine, "after").await.is_err() {} };
+        tokio::time::timeout(Duration::from_secs(60), healed)
+            .await
+            .expect("it heals by itself");
+        assert!(has(&engine, "before").unwrap() && has(&engine, "after").unwrap());
+        engine.close().await.unwrap();
+    }
 }
