@@ -32,7 +32,11 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Credentials, MessageClient, status::is_transport, values::CALL_DEADLINE};
+use crate::{
+    Credentials, MessageClient,
+    status::{is_transport, is_unsent},
+    values::CALL_DEADLINE,
+};
 
 /// Least time between two looks at the registry: many calls fail at once when a replica goes.
 const MIN_REFRESH_GAP: Duration = Duration::from_millis(20);
@@ -74,7 +78,8 @@ impl Default for RoutedOptions {
 
 /// A `MessageService` over the live message replicas. Calls about a room go to the replica that should own it, others to any in turn.
 /// After `NotOwner` or a failure of the connection the call is tried again, with a pause of 20 ms doubling to 500 ms, until
-/// the total deadline: then `Unavailable`. That is safe because every call of a `MessageService` may be repeated.
+/// the total deadline: then `Unavailable`. That is safe because every call of a `MessageService` may be repeated, but for the making
+/// of a room: that is tried again only while nothing was sent.
 pub struct RoutedMessages {
     view: watch::Receiver<Arc<View>>,
     wanted: Arc<Notify>,
@@ -132,6 +137,21 @@ impl RoutedMessages {
 
     /// Makes a call until it gets through.
     async fn route<T, F, Fut>(&self, to: To, call: F) -> Result<T>
+    where
+        F: Fn(MessageClient) -> Fut + Send + Sync,
+        Fut: Future<Output = Result<T>> + Send,
+        T: Send,
+    {
+        self.route_while(is_rerouted, to, call).await
+    }
+
+    /// Makes a call until it gets through or ends with an error that is not to be tried again.
+    async fn route_while<T, F, Fut>(
+        &self,
+        is_rerouted: fn(&Error) -> bool,
+        to: To,
+        call: F,
+    ) -> Result<T>
     where
         F: Fn(MessageClient) -> Fut + Send + Sync,
         Fut: Future<Output = Result<T>> + Send,
@@ -227,6 +247,11 @@ impl RoutedMessages {
 /// Whether another try, perhaps at another replica, can help. What a service itself calls unavailable is left to the caller.
 fn is_rerouted(error: &Error) -> bool {
     error.code == ErrorCode::NotOwner || is_transport(error)
+}
+
+/// The same for a call that does its work again when it is repeated: nothing may have been done yet.
+fn is_rerouted_once(error: &Error) -> bool {
+    error.code == ErrorCode::NotOwner || is_unsent(error)
 }
 
 fn no_replica() -> Error {
@@ -358,7 +383,8 @@ impl Refresher {
 #[async_trait]
 impl MessageService for RoutedMessages {
     async fn create_room(&self, actor: UserId, room: NewRoom) -> Result<RoomView> {
-        self.route(To::Any, |c| {
+        // A replica that didn't answer in time may have made the room all the same.
+        self.route_while(is_rerouted_once, To::Any, |c| {
             let room = room.clone();
             async move { c.create_room(actor, room).await }
         })

@@ -43,6 +43,9 @@ pub struct RoleServices {
 pub struct ServeOptions {
     /// Who is let in.
     pub interceptor: InterceptorOptions,
+    /// How long connections are still accepted after the stop, so that nobody finds the port closed before they could know;
+    /// at most a third of `drain`. Default: not at all.
+    pub lead: Duration,
     /// How long calls may go on after the stop; what is left then is cut off. Default 10 s.
     pub drain: Duration,
 }
@@ -52,6 +55,7 @@ impl ServeOptions {
     pub fn new(interceptor: InterceptorOptions) -> Self {
         Self {
             interceptor,
+            lead: Duration::ZERO,
             drain: Duration::from_secs(10),
         }
     }
@@ -83,8 +87,8 @@ impl Default for Serving {
     }
 }
 
-/// Serves until `stop`, then accepts no more, says "not serving", and lets calls end for at most `options.drain`. Health is known
-/// by the services' full names and, for the whole process, by the empty name.
+/// Serves until `stop`, then says "not serving", accepts no more after `options.lead`, and lets calls end until `options.drain`
+/// after the stop. Health is known by the services' full names and, for the whole process, by the empty name.
 pub async fn serve(
     listener: TcpListener,
     services: RoleServices,
@@ -122,6 +126,11 @@ pub async fn serve(
     let wanted = *serving.0.borrow();
     set_health(&reporter, &mounted.names, wanted).await;
 
+    let (stopping, lead) = (stop.clone(), options.lead.min(options.drain / 3));
+    let closing = async move {
+        stopping.cancelled().await;
+        tokio::time::sleep(lead).await;
+    };
     // One layer before all services: none can be mounted without it.
     let server = Server::builder()
         .layer(GateLayer(options.interceptor))
@@ -132,7 +141,7 @@ pub async fn serve(
         .add_routes(mounted.routes)
         .serve_with_incoming_shutdown(
             TcpIncoming::from(listener).with_nodelay(Some(true)),
-            stop.clone().cancelled_owned(),
+            closing,
         );
     let drained = async {
         stop.cancelled().await;

@@ -85,6 +85,18 @@ pub fn is_transport(error: &Error) -> bool {
         .is_some_and(|cause| cause.is::<TransportFailure>())
 }
 
+/// Whether the call was not even sent, because nobody could be connected to: then nothing was done.
+pub(crate) fn is_unsent(error: &Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// [`ErrorCode::DeadlineExceeded`] made by the caller's side.
 pub(crate) fn deadline_exceeded() -> Error {
     Error::new(

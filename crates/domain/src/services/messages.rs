@@ -121,7 +121,8 @@ pub struct ResolvedRoom {
 /// Rooms and messages (MSG-01 to -09, -18 to -21).
 ///
 /// Calls about a room are answered by the replica that owns the room's partition; others answer `NotOwner`, and the routing
-/// client tries again. Every call may be repeated: sends by their client message id, the rest by their nature.
+/// client tries again. Every call but [`MessageService::create_room`] may be repeated: sends by their client message id, the rest
+/// by their nature.
 #[async_trait]
 pub trait MessageService: Send + Sync {
     /// Makes a room with the caller as owner.

@@ -10,7 +10,8 @@ use carillon_domain::{
     Error, ErrorCode, ReplicaId, Result, RoomId, UserId,
     partition::{Partition, preferred_owner},
     ports::{Replica, ReplicaRegistry},
-    services::MessageService,
+    room::RoomKind,
+    services::{MessageService, NewRoom},
 };
 
 use super::{
@@ -237,6 +238,41 @@ async fn a_silent_replica_costs_one_try() {
     for _ in 0..2 {
         let rooms = town.router.public_rooms(None, 10).await.unwrap();
         assert_eq!(rooms[0].name, "b");
+    }
+}
+
+/// MSG-01: a replica that doesn't answer may have made the room all the same: another one isn't asked to make a second. One that
+/// can't be connected to has made nothing.
+#[tokio::test]
+async fn a_room_is_not_made_twice() {
+    let nodes = vec![
+        node("a", FakeServices::hanging()).await,
+        node("b", FakeServices::hanging()).await,
+    ];
+    let mut town = town(
+        nodes,
+        RoutedOptions {
+            call_deadline: Duration::from_millis(100),
+            ..Default::default()
+        },
+    )
+    .await;
+    let new = || NewRoom {
+        kind: RoomKind::Private,
+        name: "garden".into(),
+        description: String::new(),
+    };
+    let error = town.router.create_room(ACTOR, new()).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::DeadlineExceeded);
+    let made = town.fake(0).calls().len() + town.fake(1).calls().len();
+    assert_eq!(made, 1);
+
+    town.nodes[0].server.stop.cancel();
+    (&mut town.nodes[0].server.task).await.unwrap().unwrap();
+    town.fake(1).open_door();
+    for _ in 0..2 {
+        let made = town.router.create_room(ACTOR, new()).await.unwrap();
+        assert_eq!(made.room.name, "garden");
     }
 }
 

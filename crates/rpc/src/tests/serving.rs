@@ -121,6 +121,20 @@ async fn a_stop_lets_calls_end() {
     (&mut server.task).await.unwrap().unwrap();
 }
 
+/// OPS-02: who can't know yet that the process stops finds its port open, and health that says so.
+#[tokio::test]
+async fn a_stop_is_said_before_the_port_closes() {
+    let mut options = options();
+    options.lead = Duration::from_secs(2);
+    let server = start_with(all_of(&Arc::new(FakeServices::default())), options).await;
+    server.stop.cancel();
+    let mut health = HealthClient::new(channel(&server));
+    let mut watch = health.watch(about("")).await.unwrap().into_inner();
+    while watch.next().await.unwrap().unwrap().status() != ServingStatus::NotServing {}
+    let client = AuthClient::connect_lazy(&server.address, credentials()).unwrap();
+    client.send_otp("+1").await.unwrap();
+}
+
 /// OPS-02: the drain is bounded, whatever a call does.
 #[tokio::test]
 async fn a_stop_is_bounded() {
