@@ -39,7 +39,8 @@ impl PresenceState {
 pub struct Lease {
     /// Whose device.
     pub user: UserId,
-    /// Which device.
+    /// Which device, under a name of the gateway's own: a device may be connected to several gateways, and each ends only its own
+    /// lease. Nobody else takes a meaning from it.
     pub device: DeviceId,
     /// `Online` or `Away`.
     pub state: PresenceState,

@@ -1,9 +1,6 @@
 //! The gateway as a whole.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
 use axum::Router;
 use tokio::{net::TcpListener, sync::OnceCell};
@@ -32,7 +29,7 @@ pub struct AppState {
     /// Made by the first socket, since it needs the bus.
     hub: OnceCell<Hub>,
     pub readiness: rest::Readiness,
-    draining: AtomicBool,
+    draining: CancellationToken,
 }
 
 impl AppState {
@@ -50,11 +47,16 @@ impl AppState {
 
     /// Whether the gateway is about to stop.
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.draining.is_cancelled()
     }
 
     pub fn start_draining(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.draining.cancel();
+    }
+
+    /// Waits until the gateway is about to stop.
+    pub async fn draining(&self) {
+        self.draining.cancelled().await;
     }
 }
 
@@ -75,7 +77,7 @@ impl Gateway {
                 origins: AllowedOrigins::new(&options.allowed_origins),
                 readiness: rest::Readiness::new(options.probes.clone()),
                 hub: OnceCell::new(),
-                draining: AtomicBool::new(false),
+                draining: CancellationToken::new(),
                 options,
                 services,
                 jwks_json,
@@ -88,8 +90,9 @@ impl Gateway {
         rest::router(self.app.clone())
     }
 
-    /// Serves until `stop`; then accepts no more, tells sockets to resume elsewhere (close code 4000, spread over the drain
-    /// time), waits for requests under way, and returns at the latest a little after the drain time (OPS-02).
+    /// Serves until `stop`; then says that it isn't ready, accepts no more after [`GatewayOptions::lead`], tells sockets to resume
+    /// elsewhere (close code 4000, spread over the rest of the drain time), waits for requests under way, and returns at the
+    /// latest a little after the drain time (OPS-02).
     ///
     /// # Errors
     /// When the listener can't tell its address.

@@ -31,7 +31,11 @@ pub struct GatewayOptions {
     pub dead_after: Duration,
     /// Frames waiting for one socket before it counts as too slow.
     pub send_buffer: usize,
-    /// Over how long sockets are told to resume elsewhere when the gateway stops; also the longest wait for requests under way.
+    /// How long new requests are still answered when the gateway stops, so that whoever sends clients here can notice that it is
+    /// not ready any more; at most a third of `drain`.
+    pub lead: Duration,
+    /// How long a stop takes, at most: `lead`, then over the rest sockets are told to resume elsewhere, and requests under way are
+    /// waited for.
     pub drain: Duration,
     /// How long a socket may take to authenticate by its first message.
     pub auth_timeout: Duration,
@@ -47,7 +51,7 @@ pub struct GatewayOptions {
     pub message_burst: u32,
     /// Requests of one socket under way at once; then the socket is not read until one ends.
     pub requests_in_flight: usize,
-    /// Open connections, at most; more are closed at once.
+    /// Open connections, sockets among them, at most; more are closed at once.
     pub max_connections: usize,
     /// Take the client's address from the last entry of `X-Forwarded-For`: only behind a proxy that sets it.
     pub trust_forwarded_for: bool,
@@ -73,6 +77,7 @@ impl Default for GatewayOptions {
             heartbeat: Duration::from_secs(30),
             dead_after: Duration::from_secs(90),
             send_buffer: 256,
+            lead: Duration::from_secs(3),
             drain: Duration::from_secs(10),
             auth_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
@@ -100,6 +105,7 @@ impl GatewayOptions {
         self.requests_in_flight = self.requests_in_flight.clamp(1, 1024);
         self.heartbeat = self.heartbeat.max(Duration::from_millis(50));
         self.dead_after = self.dead_after.max(self.heartbeat);
+        self.lead = self.lead.min(self.drain / 3);
         self.message_burst = self.message_burst.max(1);
         self.sweep = self.sweep.max(Duration::from_millis(50));
         self.presence_renewal = self.presence_renewal.max(Duration::from_millis(50));

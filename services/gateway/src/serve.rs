@@ -8,8 +8,14 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::net::{TcpListener, TcpStream};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 use tower::ServiceExt;
 
 use crate::{
@@ -26,6 +32,12 @@ const FORGET_EVERY: Duration = Duration::from_secs(10);
 /// After the drain time: closing handshakes may take this long.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// A connection's place among those that may be open. Whoever uses the connection holds it, also after an upgrade.
+#[derive(Clone)]
+pub struct ConnectionSlot {
+    _held: Arc<(OwnedSemaphorePermit, TaskTrackerToken)>,
+}
+
 pub async fn serve(
     app: App,
     router: Router,
@@ -35,40 +47,54 @@ pub async fn serve(
     let address = listener.local_addr()?;
     tracing::info!(%address, "gateway listens");
     let connections = TaskTracker::new();
+    let slots = Arc::new(Semaphore::new(
+        app.options.max_connections.min(Semaphore::MAX_PERMITS),
+    ));
+    let closing = CancellationToken::new();
     let abort = CancellationToken::new();
     let mut housekeeping = tokio::time::interval(FORGET_EVERY);
     housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let builder = Arc::new(http_builder());
+    // Those who send clients here learn from `/ready`, a moment later, that they should not.
+    let last_call = async {
+        stop.cancelled().await;
+        app.start_draining();
+        tokio::time::sleep(app.options.lead).await;
+    };
+    let mut last_call = std::pin::pin!(last_call);
 
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
-                    if connections.len() >= app.options.max_connections {
+                    let Ok(permit) = slots.clone().try_acquire_owned() else {
                         drop(stream);
                         continue;
-                    }
+                    };
+                    let slot = ConnectionSlot { _held: Arc::new((permit, connections.token())) };
                     let service = router.clone().map_request(move |mut request: http::Request<hyper::body::Incoming>| {
                         request.extensions_mut().insert(PeerAddress(peer));
+                        request.extensions_mut().insert(slot.clone());
                         request.map(axum::body::Body::new)
                     });
-                    connections.spawn(connection(builder.clone(), stream, service, stop.clone(), abort.clone()));
+                    tokio::spawn(connection(builder.clone(), stream, service, closing.clone(), abort.clone()));
                 }
                 Err(error) => pause_after(&error).await,
             },
             _ = housekeeping.tick() => forget_idle_clients(&app.limits),
-            () = stop.cancelled() => break,
+            () = &mut last_call => break,
         }
     }
 
     drop(listener);
-    app.start_draining();
+    closing.cancel();
     tracing::info!(connections = connections.len(), "gateway drains");
-    let deadline = tokio::time::Instant::now() + app.options.drain;
+    let drain = app.options.drain - app.options.lead;
+    let deadline = tokio::time::Instant::now() + drain;
     connections.close();
     let drain_all = async {
         if let Some(hub) = app.started_hub() {
-            hub.drain(app.options.drain.mul_f64(0.9)).await;
+            hub.drain(drain.mul_f64(0.9)).await;
             hub.all_closed().await;
         }
         connections.wait().await;
@@ -101,7 +127,7 @@ async fn connection<S>(
     builder: Arc<http1::Builder>,
     stream: TcpStream,
     service: S,
-    stop: CancellationToken,
+    closing: CancellationToken,
     abort: CancellationToken,
 ) where
     S: tower::Service<
@@ -127,7 +153,7 @@ async fn connection<S>(
             }
             return;
         }
-        () = stop.cancelled() => serving.as_mut().graceful_shutdown(),
+        () = closing.cancelled() => serving.as_mut().graceful_shutdown(),
     }
     tokio::select! {
         _ = serving => {}

@@ -48,6 +48,8 @@ pub struct Town {
     /// Runs in the middle of `heads`: after the heads were read, before they are answered.
     pub during_heads: Mutex<Option<Interruption>>,
     pub tails: AtomicUsize,
+    /// How often somebody's rooms were listed.
+    pub listings: AtomicUsize,
     pub store_down: AtomicBool,
     tickets: Mutex<HashMap<String, Identity>>,
     ended: Mutex<HashSet<DeviceId>>,
@@ -146,6 +148,12 @@ impl Town {
         self.logs.lock().get_mut(&room).unwrap().first_available = first;
     }
 
+    /// The last lease that was granted to an identity's user.
+    pub fn lease_of(&self, who: &Identity) -> Lease {
+        let leases = self.leases.lock();
+        *leases.iter().rfind(|l| l.user == who.user).unwrap()
+    }
+
     fn page(&self, room: RoomId, after: Sequence, limit: usize) -> Result<EventPage> {
         let logs = self.logs.lock();
         let log = logs.get(&room).ok_or_else(|| Error::not_found("room"))?;
@@ -235,9 +243,10 @@ pub fn options() -> GatewayOptions {
 // === the bus ===
 
 #[derive(Clone, Default)]
-pub struct ScriptedBus(Arc<Mutex<Vec<Arc<Receiver>>>>);
+pub struct ScriptedBus(Arc<Mutex<Vec<Arc<Receiver>>>>, Arc<AtomicBool>);
 
 struct Receiver {
+    refuses: Arc<AtomicBool>,
     topics: Mutex<HashSet<Topic>>,
     items: mpsc::UnboundedSender<BusItem>,
 }
@@ -267,6 +276,14 @@ impl ScriptedBus {
         }
     }
 
+    pub fn receivers(&self) -> usize {
+        self.0.lock().len()
+    }
+
+    pub fn refuse_subscriptions(&self, refuses: bool) {
+        self.1.store(refuses, Ordering::Relaxed);
+    }
+
     pub fn topics(&self) -> usize {
         self.0.lock().iter().map(|r| r.topics.lock().len()).sum()
     }
@@ -282,6 +299,7 @@ impl Bus for ScriptedBus {
     async fn receiver(&self) -> Result<(Arc<dyn Subscriptions>, BoxStream<'static, BusItem>)> {
         let (items, stream) = mpsc::unbounded();
         let receiver = Arc::new(Receiver {
+            refuses: self.1.clone(),
             topics: Mutex::default(),
             items,
         });
@@ -293,6 +311,9 @@ impl Bus for ScriptedBus {
 #[async_trait]
 impl Subscriptions for Receiver {
     async fn subscribe(&self, topic: Topic) -> Result<()> {
+        if self.refuses.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorCode::Unavailable, "bus is not available"));
+        }
         self.topics.lock().insert(topic);
         Ok(())
     }
@@ -497,6 +518,7 @@ impl MessageService for Town {
 
     async fn room_ids(&self, actor: UserId) -> Result<Vec<RoomId>> {
         self.up()?;
+        self.listings.fetch_add(1, Ordering::Relaxed);
         let logs = self.logs.lock();
         Ok(logs
             .iter()

@@ -26,6 +26,9 @@ use carillon_presence::{PresenceOptions, PresenceRole};
 use super::stores::{FastStore, WideStore};
 use crate::{config, failure::Failure};
 
+/// How long a stopping process of a cluster still takes connections: until those who route to it know that it isn't ready.
+pub const LEAD: Duration = Duration::from_secs(3);
+
 fn clock() -> Arc<dyn Clock> {
     Arc::new(SystemClock)
 }
@@ -257,6 +260,11 @@ pub fn gateway(
         heartbeat: Duration::from_secs(limits.heartbeat_seconds),
         dead_after: Duration::from_secs(limits.dead_after_seconds),
         send_buffer: limits.send_buffer,
+        // A process on its own has nobody before it who could send clients elsewhere.
+        lead: match config.stores {
+            crds::StoresConfig::External(_) => LEAD,
+            crds::StoresConfig::Embedded { .. } => Duration::ZERO,
+        },
         drain: Duration::from_secs(limits.drain_seconds),
         auth_per_minute: limits.auth_per_minute,
         requests_per_minute: limits.requests_per_minute,

@@ -304,7 +304,10 @@ async fn start_roles(
             carillon_rpc::serve(
                 listener,
                 services,
-                ServeOptions::new(interceptor),
+                ServeOptions {
+                    lead: roles::LEAD,
+                    ..ServeOptions::new(interceptor)
+                },
                 Serving::default(),
                 stop.clone(),
             ),

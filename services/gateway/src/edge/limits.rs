@@ -1,21 +1,88 @@
 //! Rate limits (RT-09, EDGE-03): a token bucket per key, in this process.
 
-use std::{hash::Hash, net::IpAddr, num::NonZeroU32, time::Duration};
+use std::{
+    hash::{BuildHasher, Hash, RandomState},
+    net::IpAddr,
+    num::NonZeroU32,
+    time::Duration,
+};
 
 use carillon_domain::UserId;
 use governor::{
     Quota, RateLimiter,
     clock::{Clock, DefaultClock},
     middleware::StateInformationMiddleware,
-    state::keyed::DashMapStateStore,
+    nanos::Nanos,
+    state::{
+        InMemoryState, NotKeyed, StateStore,
+        keyed::{DashMapStateStore, ShrinkableKeyedStateStore},
+    },
 };
 
 use crate::{metrics, options::GatewayOptions};
 
-/// Above this many keys new keys share one bucket until idle ones were forgotten: a stranger can't grow our memory.
+/// Above this many keys new keys share buckets until idle ones were forgotten: a stranger can't grow our memory. Whoever has a
+/// bucket keeps it.
 const MAX_KEYS: usize = 200_000;
+/// Buckets that those share: enough that a few busy newcomers don't use up everybody's.
+const SHARED: usize = 1024;
 
-type Limiter<K> = RateLimiter<K, DashMapStateStore<K>, DefaultClock, StateInformationMiddleware>;
+type Limiter<K> = RateLimiter<K, Buckets<K>, DefaultClock, StateInformationMiddleware>;
+
+/// A bucket per key, up to a number of keys.
+struct Buckets<K: Hash + Eq + Clone> {
+    own: DashMapStateStore<K>,
+    most: usize,
+    shared: Box<[InMemoryState]>,
+    /// Seeded at random: nobody can choose whom to share with.
+    hasher: RandomState,
+}
+
+impl<K: Hash + Eq + Clone> Buckets<K> {
+    fn new(most: usize) -> Self {
+        Self {
+            own: DashMapStateStore::default(),
+            most,
+            shared: std::iter::repeat_with(InMemoryState::default)
+                .take(SHARED)
+                .collect(),
+            hasher: RandomState::new(),
+        }
+    }
+}
+
+impl<K: Hash + Eq + Clone> StateStore for Buckets<K> {
+    type Key = K;
+
+    fn measure_and_replace<T, F, E>(&self, key: &K, f: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        if self.own.contains_key(key) || self.own.len() < self.most {
+            return self.own.measure_and_replace(key, f);
+        }
+        let place = self.hasher.hash_one(key) % self.shared.len() as u64;
+        self.shared[place as usize].measure_and_replace(&NotKeyed::NonKey, f)
+    }
+}
+
+impl<K: Hash + Eq + Clone> ShrinkableKeyedStateStore<K> for Buckets<K> {
+    fn retain_recent(&self, drop_below: Nanos) {
+        self.own.retain_recent(drop_below);
+    }
+
+    fn shrink_to_fit(&self) {
+        self.own.shrink_to_fit();
+    }
+
+    fn len(&self) -> usize {
+        self.own.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.own.is_empty()
+    }
+}
 
 /// One limit.
 pub struct Rate<K: Hash + Eq + Clone> {
@@ -24,7 +91,6 @@ pub struct Rate<K: Hash + Eq + Clone> {
     limiter: Option<Limiter<K>>,
     clock: DefaultClock,
     window: Duration,
-    overflow: K,
 }
 
 /// What is left of a limit.
@@ -44,9 +110,12 @@ pub struct Refused {
 }
 
 impl<K: Hash + Eq + Clone> Rate<K> {
-    /// `burst` at once, refilled evenly over `window`. A burst of 0 is no limit. `overflow` is the key that new keys share when
-    /// there are too many.
-    fn new(name: &'static str, burst: u32, window: Duration, overflow: K) -> Self {
+    /// `burst` at once, refilled evenly over `window`. A burst of 0 is no limit.
+    fn new(name: &'static str, burst: u32, window: Duration) -> Self {
+        Self::with_most(name, burst, window, MAX_KEYS)
+    }
+
+    fn with_most(name: &'static str, burst: u32, window: Duration, most: usize) -> Self {
         let quota = NonZeroU32::new(burst).and_then(|burst| {
             Quota::with_period(window / burst.get())?
                 .allow_burst(burst)
@@ -55,11 +124,12 @@ impl<K: Hash + Eq + Clone> Rate<K> {
         Self {
             name,
             limiter: quota.map(|quota| {
-                RateLimiter::dashmap(quota).with_middleware::<StateInformationMiddleware>()
+                let buckets = Buckets::new(most);
+                RateLimiter::<K, _, _>::new(quota, buckets, DefaultClock::default())
+                    .with_middleware::<StateInformationMiddleware>()
             }),
             clock: DefaultClock::default(),
             window,
-            overflow,
         }
     }
 
@@ -67,11 +137,6 @@ impl<K: Hash + Eq + Clone> Rate<K> {
     pub fn take(&self, key: &K) -> Result<Option<Allowance>, Refused> {
         let Some(limiter) = &self.limiter else {
             return Ok(None);
-        };
-        let key = if limiter.len() >= MAX_KEYS {
-            &self.overflow
-        } else {
-            key
         };
         match limiter.check_key(key) {
             Ok(snapshot) => {
@@ -116,8 +181,6 @@ pub struct Limits {
 impl Limits {
     pub fn new(options: &GatewayOptions) -> Self {
         let minute = Duration::from_secs(60);
-        let nobody = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
-        let no_user = UserId(uuid::Uuid::nil());
         let (per_second, burst) = (options.messages_per_second, options.message_burst);
         let (burst, window) = if per_second == 0 {
             (0, Duration::from_secs(1))
@@ -128,11 +191,11 @@ impl Limits {
             )
         };
         Self {
-            auth: Rate::new("auth", options.auth_per_minute, minute, nobody),
-            requests: Rate::new("requests", options.requests_per_minute, minute, nobody),
-            messages: Rate::new("messages", burst, window, no_user),
+            auth: Rate::new("auth", options.auth_per_minute, minute),
+            requests: Rate::new("requests", options.requests_per_minute, minute),
+            messages: Rate::new("messages", burst, window),
             // Typing, reads, pings: cheaper than messages, but not free.
-            frames: Rate::new("frames", burst.saturating_mul(5), window, no_user),
+            frames: Rate::new("frames", burst.saturating_mul(5), window),
         }
     }
 }
@@ -152,9 +215,9 @@ mod tests {
     /// EDGE-03: the burst passes, then requests are refused with the time to wait; other keys aren't concerned.
     #[test]
     fn a_used_up_bucket_refuses_its_key_only() {
-        let rate = Rate::new("test", 3, Duration::from_secs(3600), 0u32);
+        let rate = Rate::new("test", 3, Duration::from_secs(3600));
         for left in [2, 1, 0] {
-            assert_eq!(rate.take(&1).unwrap().unwrap().remaining, left);
+            assert_eq!(rate.take(&1u32).unwrap().unwrap().remaining, left);
         }
         let refused = rate.take(&1).unwrap_err();
         assert_eq!(refused.limit, 3);
@@ -167,7 +230,19 @@ mod tests {
 
     #[test]
     fn zero_is_no_limit() {
-        let rate = Rate::new("test", 0, Duration::from_secs(1), 0u32);
-        assert!((0..10_000).all(|_| rate.take(&1) == Ok(None)));
+        let rate = Rate::new("test", 0, Duration::from_secs(1));
+        assert!((0..10_000).all(|_| rate.take(&1u32) == Ok(None)));
+    }
+
+    /// EDGE-03: strangers that fill the table take nothing from those who are in it, and the table stays as large as it may be.
+    #[test]
+    fn a_full_table_is_for_those_who_are_in_it() {
+        let rate = Rate::with_most("test", 2, Duration::from_secs(3600), 10);
+        assert_eq!(rate.take(&0u32).unwrap().unwrap().remaining, 1);
+        let passed = (1..10_000).filter(|key| rate.take(key).is_ok()).count();
+        assert!(passed <= 9 + 2 * SHARED, "newcomers share: {passed}");
+        assert_eq!(rate.limiter.as_ref().unwrap().len(), 10);
+        assert_eq!(rate.take(&0).unwrap().unwrap().remaining, 0);
+        assert!(rate.take(&0).is_err());
     }
 }

@@ -1,4 +1,5 @@
-//! The outermost layer: identity of the request, limit, span, deadline, panics, problem bodies, headers, metrics, access log.
+//! The layer around everything but CORS: identity of the request, limit, span, deadline, panics, problem bodies, headers, metrics,
+//! access log.
 
 use std::{panic::AssertUnwindSafe, time::Instant};
 
@@ -57,7 +58,7 @@ pub async fn pass(State(app): State<App>, mut request: Request, next: Next) -> R
         .unwrap_or_else(|| request_id.clone());
     request.extensions_mut().insert(RequestContext { client });
 
-    let (mut response, allowance) = match take_allowance(&app, &route, request.method(), client) {
+    let (mut response, allowance) = match take_allowance(&app, &route, client) {
         Ok(allowance) => {
             let response = guarded(&app, &route, request, next)
                 .instrument(span.clone())
@@ -84,6 +85,10 @@ pub async fn pass(State(app): State<App>, mut request: Request, next: Next) -> R
     }
     if let Some(allowance) = allowance {
         limit_headers(headers, allowance);
+    }
+    if app.is_draining() && status != StatusCode::SWITCHING_PROTOCOLS {
+        // The next request shall go elsewhere.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     record(
         &span,
@@ -217,11 +222,10 @@ const AUTH_ROUTES: [&str; 5] = [
 fn take_allowance(
     app: &App,
     route: &str,
-    method: &Method,
     client: ClientAddress,
 ) -> Result<Option<Allowance>, Refused> {
-    // Probes must not fail because of a busy neighbour behind the same address; preflights cost nothing.
-    if matches!(route, "/health" | "/ready") || *method == Method::OPTIONS {
+    // Probes must not fail because of a busy neighbour behind the same address.
+    if matches!(route, "/health" | "/ready") {
         return Ok(None);
     }
     let key = client.limit_key();

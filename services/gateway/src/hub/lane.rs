@@ -1,6 +1,6 @@
 //! The loop over a share of the topics.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use carillon_domain::{
     UserId,
@@ -9,11 +9,11 @@ use carillon_domain::{
 };
 use futures::{StreamExt, stream, stream::BoxStream};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::{
     Inner, back_off,
-    rooms::RoomTable,
+    rooms::{Own, RoomTable},
     socket::Socket,
     topics::{Command, Topics},
 };
@@ -21,6 +21,8 @@ use crate::wire;
 
 /// Users compared with the stores at once after the bus lost something.
 const RECHECKS_AT_ONCE: usize = 16;
+/// Least pause between two comparisons: a lane that falls behind says so again and again, and must not be slowed further.
+const BETWEEN_COMPARISONS: Duration = Duration::from_secs(1);
 
 /// Rooms and users of the lane's partitions.
 pub struct Lane {
@@ -28,6 +30,9 @@ pub struct Lane {
     pub users: Mutex<HashMap<UserId, Vec<Arc<Socket>>>>,
     pub topics: Topics,
     subscriptions: Arc<dyn Subscriptions>,
+    /// The bus may have lost something, for heads and for users. However often it says so, at most one comparison waits behind the
+    /// one that runs.
+    lost: [Notify; 2],
 }
 
 impl Lane {
@@ -38,6 +43,7 @@ impl Lane {
             users: Mutex::default(),
             topics,
             subscriptions,
+            lost: [Notify::new(), Notify::new()],
         };
         (lane, commands)
     }
@@ -45,6 +51,13 @@ impl Lane {
     /// Those that the lane began with.
     pub fn first_subscriptions(&self) -> Arc<dyn Subscriptions> {
         self.subscriptions.clone()
+    }
+
+    /// Something may have been lost: what depends on it is compared with the stores soon.
+    pub fn lost(&self) {
+        for what in &self.lost {
+            what.notify_one();
+        }
     }
 }
 
@@ -61,13 +74,13 @@ pub async fn run(inner: Arc<Inner>, lane: usize, mut items: BoxStream<'static, B
                 // From a newer version: what it hints at is found by the sweep.
                 Err(error) => tracing::debug!(cause = error.cause_chain(), "unknown signal"),
             },
-            Some(BusItem::Lost) => recover(&inner, lane),
+            Some(BusItem::Lost) => inner.lanes[lane].lost(),
             None => {
                 let Some(next) = receive_again(&inner, lane).await else {
                     return;
                 };
                 items = next;
-                recover(&inner, lane);
+                inner.lanes[lane].lost();
             }
         }
     }
@@ -82,10 +95,11 @@ fn handle(inner: &Arc<Inner>, signal: Signal) {
                 }
             }
         }
-        Signal::Activity { room, user, .. } => broadcast(inner, room, &signal, Some(user)),
-        Signal::Presence { room, .. } | Signal::Read { room, .. } => {
-            broadcast(inner, room, &signal, None);
-        }
+        Signal::Activity { room, user, .. } => broadcast(inner, room, &signal, user, Own::Left),
+        Signal::Presence { room, user, .. } => broadcast(inner, room, &signal, user, Own::Same),
+        // A mark only ever rises, and is fetched again on resume: whoever is behind can do without this one. The reader's own
+        // devices take their unread counts from it.
+        Signal::Read { room, user, .. } => broadcast(inner, room, &signal, user, Own::Sure),
         Signal::RoomAdded {
             user,
             room,
@@ -109,32 +123,48 @@ fn broadcast(
     inner: &Inner,
     room: carillon_domain::RoomId,
     signal: &Signal,
-    except: Option<UserId>,
+    person: UserId,
+    own: Own,
 ) {
     let rooms = inner.rooms_of(room);
     if rooms.has_followers(room)
-        && let Some((frame, ephemeral)) = wire::signal(signal)
+        && let Some(frame) = wire::signal(signal)
     {
-        rooms.broadcast(room, &frame, ephemeral, except);
+        rooms.broadcast(room, &frame, person, own);
     }
 }
 
-/// Something may have been lost: compares every room's head, and every user's rooms and sessions, in the background.
-fn recover(inner: &Arc<Inner>, lane: usize) {
-    tracing::info!(
-        lane,
-        "the bus may have lost signals: comparing with the stores"
-    );
-    let inner = inner.clone();
-    tokio::spawn(async move {
-        inner.check_heads(lane).await;
-        stream::iter(inner.users_in(lane))
-            .for_each_concurrent(RECHECKS_AT_ONCE, |user| {
-                let inner = inner.clone();
-                async move { inner.recheck_user(user).await }
-            })
-            .await;
-    });
+/// When something may have been lost: compares every room's head, and every user's rooms and sessions. These don't wait for each
+/// other: heads are a few calls, users are many, and events are what people see missing.
+pub async fn recover(inner: Arc<Inner>, lane: usize) {
+    let [heads, users] = &inner.lanes[lane].lost;
+    let compare_heads = async {
+        loop {
+            heads.notified().await;
+            tracing::info!(
+                lane,
+                "the bus may have lost signals: comparing with the stores"
+            );
+            inner.check_heads(lane).await;
+            tokio::time::sleep(BETWEEN_COMPARISONS).await;
+        }
+    };
+    let compare_users = async {
+        loop {
+            users.notified().await;
+            stream::iter(inner.users_in(lane))
+                .for_each_concurrent(RECHECKS_AT_ONCE, |user| {
+                    let inner = inner.clone();
+                    async move { inner.recheck_user(user).await }
+                })
+                .await;
+            tokio::time::sleep(BETWEEN_COMPARISONS).await;
+        }
+    };
+    tokio::select! {
+        () = async { tokio::join!(compare_heads, compare_users); } => {}
+        () = inner.stop.cancelled() => {}
+    }
 }
 
 /// The stream ended: takes a new receiver. `None` when the hub stops.

@@ -1,4 +1,7 @@
 //! Presence leases of the connected devices: granted on connect, renewed in batches, released on a clean end.
+//!
+//! A device may be connected to several gateways: two tabs that share a login, or a phone that came back elsewhere before its old
+//! connection was noticed to be dead. Each gateway has its own lease for it, so that it releases no more than its own.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -9,6 +12,7 @@ use carillon_domain::{
 };
 use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
 use super::{Inner, socket::Socket};
 
@@ -17,7 +21,11 @@ const BATCH: usize = 1_000;
 /// Releases under way at once.
 const RELEASES_AT_ONCE: usize = 16;
 
-pub struct Leases(mpsc::Sender<Command>);
+pub struct Leases {
+    commands: mpsc::Sender<Command>,
+    /// What makes our leases different from other gateways'.
+    gateway: Uuid,
+}
 
 pub enum Command {
     Renew(Lease),
@@ -27,26 +35,36 @@ pub enum Command {
 impl Leases {
     pub fn new() -> (Self, mpsc::Receiver<Command>) {
         let (sender, receiver) = mpsc::channel(16 * 1024);
-        (Self(sender), receiver)
+        let leases = Self {
+            commands: sender,
+            gateway: Uuid::new_v4(),
+        };
+        (leases, receiver)
     }
 
     /// Grants the lease of a socket's device soon. When the queue is full, the next renewal of all does it.
     pub fn renew(&self, socket: &Socket) {
-        let _ = self.0.try_send(Command::Renew(lease(socket)));
+        let _ = self.commands.try_send(Command::Renew(self.lease(socket)));
     }
 
     /// Ends a device's lease soon. When the queue is full, it ends by itself.
     pub fn release(&self, user: UserId, device: DeviceId) {
-        let _ = self.0.try_send(Command::Release(user, device));
+        let command = Command::Release(user, self.holder(device));
+        let _ = self.commands.try_send(command);
     }
-}
 
-fn lease(socket: &Socket) -> Lease {
-    let identity = socket.identity();
-    Lease {
-        user: identity.user,
-        device: identity.device,
-        state: socket.presence(),
+    fn lease(&self, socket: &Socket) -> Lease {
+        let identity = socket.identity();
+        Lease {
+            user: identity.user,
+            device: self.holder(identity.device),
+            state: socket.presence(),
+        }
+    }
+
+    /// The name of our lease of a device: two random ids mixed are as unlike others as each of them.
+    fn holder(&self, device: DeviceId) -> DeviceId {
+        DeviceId(Uuid::from_u128(device.0.as_u128() ^ self.gateway.as_u128()))
     }
 }
 
@@ -115,7 +133,7 @@ async fn renew(presence: &dyn PresenceService, leases: Vec<Lease>) {
 fn leases(inner: &Inner) -> Vec<Lease> {
     let mut leases: HashMap<(UserId, DeviceId), PresenceState> = HashMap::new();
     for socket in inner.sockets() {
-        let lease = lease(&socket);
+        let lease = inner.leases.lease(&socket);
         let state = leases
             .entry((lease.user, lease.device))
             .or_insert(lease.state);

@@ -77,8 +77,19 @@ pub enum Attach {
     Behind(Sequence),
     /// Its place is after it: right if the bus is late, wrong if the client is.
     Ahead(Sequence),
-    /// The socket does not want the room (any more), or the room is not live.
+    /// The socket does not want the room (any more) or begins with it anew, or the room is not live.
     Refused,
+}
+
+/// What a person's own sockets get of a frame about them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Own {
+    /// The same as everybody.
+    Same,
+    /// Nothing.
+    Left,
+    /// The frame, also when they are behind.
+    Sure,
 }
 
 impl RoomTable {
@@ -95,6 +106,8 @@ impl RoomTable {
         if event.sequence == room.last.next() {
             room.last = event.sequence;
             room.deliver(event);
+            // The last follower may have left by this event.
+            forget_if_unused(&mut rooms, event.room);
             // What is known beyond this is either about to arrive or being pulled already.
             return false;
         }
@@ -168,26 +181,19 @@ impl RoomTable {
         }
     }
 
-    /// A frame for every follower.
-    pub fn broadcast(
-        &self,
-        room: RoomId,
-        frame: &Utf8Bytes,
-        ephemeral: bool,
-        except: Option<UserId>,
-    ) {
+    /// A frame about a person for every follower, shed first by those who are behind. What it means to the person's own sockets
+    /// is another question.
+    pub fn broadcast(&self, room: RoomId, frame: &Utf8Bytes, person: UserId, own: Own) {
         let rooms = self.0.lock();
         let Some(room) = rooms.get(&room) else {
             return;
         };
         for follower in room.followers.values() {
-            if except.is_some_and(|user| follower.socket.user() == user) {
-                continue;
-            }
-            if ephemeral {
-                follower.socket.push_ephemeral(frame.clone());
-            } else {
-                follower.socket.push(frame.clone());
+            let is_own = follower.socket.user() == person;
+            match own {
+                Own::Left if is_own => {}
+                Own::Sure if is_own => follower.socket.push(frame.clone()),
+                _ => follower.socket.push_ephemeral(frame.clone()),
             }
         }
     }
@@ -211,7 +217,7 @@ impl RoomTable {
     ) -> Attach {
         let mut rooms = self.0.lock();
         match rooms.get_mut(&room) {
-            Some(entry) if entry.state == State::Live && socket.wants(room) => {
+            Some(entry) if entry.state == State::Live && socket.may_follow(room) => {
                 if entry.followers.contains_key(&socket.id()) {
                     Attach::Attached
                 } else if at < entry.last {
@@ -232,7 +238,7 @@ impl RoomTable {
         let mut rooms = self.0.lock();
         if let Some(entry) = rooms.get_mut(&room)
             && entry.state == State::Live
-            && socket.wants(room)
+            && socket.may_follow(room)
         {
             let last = entry.last;
             entry.add(socket, last);
@@ -243,10 +249,10 @@ impl RoomTable {
     pub fn detach(&self, id: RoomId, socket: u64) -> Option<Sequence> {
         let mut rooms = self.0.lock();
         let room = rooms.get_mut(&id)?;
-        let follower = room.followers.swap_remove(&socket)?;
-        let seen = room.last.max(follower.after);
+        let follower = room.followers.swap_remove(&socket);
+        let seen = follower.map(|follower| room.last.max(follower.after));
         forget_if_unused(&mut rooms, id);
-        Some(seen)
+        seen
     }
 
     /// Rooms that are followed.
@@ -341,32 +347,32 @@ impl Room {
     }
 }
 
-/// Keeps rooms in the table while a socket is about to follow them.
-pub struct Holds {
+/// Keeps a room in the table while a socket is about to follow it.
+pub struct Hold {
     hub: Arc<Inner>,
-    rooms: Vec<RoomId>,
+    room: RoomId,
 }
 
-impl Holds {
-    /// Holds the rooms; which of them must be opened.
-    pub fn new(hub: Arc<Inner>, rooms: Vec<RoomId>) -> (Self, Vec<RoomId>) {
-        let opening = rooms
-            .iter()
-            .copied()
-            .filter(|&room| hub.rooms_of(room).hold(room))
-            .collect();
-        (Self { hub, rooms }, opening)
+impl Hold {
+    /// Holds a room; whether it must be opened.
+    pub fn new(hub: Arc<Inner>, room: RoomId) -> (Self, bool) {
+        let opening = hub.rooms_of(room).hold(room);
+        (Self { hub, room }, opening)
     }
 
-    pub fn rooms(&self) -> &[RoomId] {
-        &self.rooms
+    pub fn room(&self) -> RoomId {
+        self.room
     }
 }
 
-impl Drop for Holds {
+impl Clone for Hold {
+    fn clone(&self) -> Self {
+        Self::new(self.hub.clone(), self.room).0
+    }
+}
+
+impl Drop for Hold {
     fn drop(&mut self) {
-        for &room in &self.rooms {
-            self.hub.rooms_of(room).release(room);
-        }
+        self.hub.rooms_of(self.room).release(self.room);
     }
 }

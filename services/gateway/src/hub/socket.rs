@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
+use super::catch_up::CatchUps;
 use crate::metrics;
 
 /// Why a socket is closed.
@@ -75,6 +76,7 @@ pub struct Socket {
     /// Told after frames were taken out, for catch-up that waits for room.
     drained: Notify,
     rooms: Mutex<Rooms>,
+    catch_ups: CatchUps,
 }
 
 struct Rooms {
@@ -122,6 +124,7 @@ impl Socket {
                 connecting: true,
                 meanwhile: Some(Meanwhile::default()),
             }),
+            catch_ups: CatchUps::default(),
         }
     }
 
@@ -189,14 +192,17 @@ impl Socket {
         self.writer.wake();
     }
 
-    /// Queues a frame of a catch-up once half of the queue is free, which leaves the other half for live events. False when the
-    /// socket was closed.
-    pub async fn push_when_free(&self, frame: Utf8Bytes) -> bool {
+    /// Queues a frame of a catch-up with a room once half of the queue is free, which leaves the other half for live events. False
+    /// when the socket was closed or may not follow the room any more.
+    pub async fn push_when_free(&self, room: RoomId, frame: Utf8Bytes) -> bool {
         loop {
             let drained = self.drained.notified();
             tokio::pin!(drained);
             // Registered before looking: otherwise a wake-up between looking and waiting would be missed.
             drained.as_mut().enable();
+            if !self.may_follow(room) {
+                return false;
+            }
             {
                 let mut queue = self.queue.lock();
                 if self.is_closed() {
@@ -266,6 +272,16 @@ impl Socket {
 
     pub fn wants(&self, room: RoomId) -> bool {
         self.rooms.lock().wanted.binary_search(&room).is_ok()
+    }
+
+    /// Whether events of the room may go on from where they are: it is wanted, and no other place to begin from waits.
+    pub fn may_follow(&self, room: RoomId) -> bool {
+        self.wants(room) && !self.catch_ups.waits(room)
+    }
+
+    /// What the socket has yet to be brought level with.
+    pub fn catch_ups(&self) -> &CatchUps {
+        &self.catch_ups
     }
 
     /// True if it is new and must be followed now; false if it was wanted already, or will be followed when connecting is done.

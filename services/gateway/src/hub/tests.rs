@@ -1,10 +1,16 @@
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use carillon_domain::{
     RoomId, Sequence, UserId,
     account::Identity,
     event::EventBody,
+    presence::PresenceState,
     room::Role,
+    services::MessageService,
     signal::{Activity, Signal, Topic},
 };
 use serde_json::Value;
@@ -225,6 +231,192 @@ async fn resuming_has_no_gap_and_no_repeat() {
     speaker.await.unwrap();
 }
 
+/// Promise 7, MSG-18: whoever asks again and again to go on from elsewhere and takes nothing is worked for by a few tasks, and gets
+/// in the end what they asked for last, in order.
+#[tokio::test]
+async fn asking_again_replaces_what_was_asked_before() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let rooms: Vec<RoomId> = (0..6).map(|_| town.room(&[ann.user, bob.user])).collect();
+    for &room in &rooms {
+        for _ in 3..=100 {
+            town.store(room, bob.user, "x");
+        }
+    }
+    let options = GatewayOptions {
+        send_buffer: 8,
+        ..options()
+    };
+    let hub = hub(&town, &options).await;
+    let a = follow(&hub, ann, &[]).await;
+    for n in 0..50 {
+        let places = rooms.iter().map(|&room| (room, Sequence(n))).collect();
+        a.resume(places).await.unwrap();
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let tails = town.tails.load(Ordering::Relaxed);
+    assert!(tails <= 4, "{tails} reads for a client that takes nothing");
+    let mut seen: HashMap<String, Vec<u64>> = HashMap::new();
+    let done = |seen: &HashMap<String, Vec<u64>>| {
+        seen.len() == rooms.len() && seen.values().all(|places| places.last() == Some(&100))
+    };
+    while !done(&seen) {
+        let frame = next(a.socket()).await;
+        let room = frame["payload"]["room_id"].as_str().unwrap().to_owned();
+        seen.entry(room).or_default().push(sequence(&frame));
+    }
+    for places in seen.values() {
+        let expected: Vec<u64> = (50..=100).collect();
+        // Before that, at most what was queued when the last request came.
+        assert!(places.ends_with(&expected), "{places:?}");
+        assert!(places.len() <= expected.len() + 8, "{places:?}");
+    }
+    for &room in &rooms {
+        town.say(room, bob.user, "live");
+        assert_eq!(sequence(&next(a.socket()).await), 101);
+    }
+}
+
+/// Another user's room: who was removed while catching up sees their leaving and nothing after it, though no signal told of it.
+#[tokio::test]
+async fn catching_up_ends_with_the_membership() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let room = town.room(&[ann.user, bob.user]);
+    for _ in 3..=10 {
+        town.store(room, ann.user, "x");
+    }
+    let hub = hub(&town, &options()).await;
+    let _a = follow(&hub, ann, &[]).await;
+    let mut b = hub
+        .connect(bob, &HashMap::from([(room, Sequence(2))]))
+        .await
+        .unwrap();
+    let user = bob.user;
+    let left = town.append(room, ann.user, EventBody::Left { user });
+    town.tell(&left);
+    town.say(room, ann.user, "among us");
+    while hub.0.rooms_of(room).last(room) != Some(Sequence(12)) {
+        tokio::task::yield_now().await;
+    }
+    b.follow();
+    let expected: Vec<u64> = (3..=11).collect();
+    assert_eq!(sequences_to(b.socket(), 11).await, expected);
+    while b.socket().wants(room) {
+        tokio::task::yield_now().await;
+    }
+    town.say(room, ann.user, "among us again");
+    tokio::task::yield_now().await;
+    assert!(b.socket().pop().is_none());
+}
+
+/// The same room left and joined again: the catch-up goes on.
+#[tokio::test]
+async fn catching_up_goes_on_for_who_came_back() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let room = town.room(&[ann.user, bob.user]);
+    let user = bob.user;
+    town.append(room, ann.user, EventBody::Left { user });
+    for _ in 4..=80 {
+        town.store(room, ann.user, "x");
+    }
+    let role = Role::Member;
+    town.append(room, ann.user, EventBody::Joined { user, role });
+    let hub = hub(&town, &options()).await;
+    let b = follow(&hub, bob, &[(room, 2)]).await;
+    let expected: Vec<u64> = (3..=81).collect();
+    assert_eq!(sequences_to(b.socket(), 81).await, expected);
+}
+
+/// Promise 7: a device that takes nothing does not keep the person's others waiting.
+#[tokio::test]
+async fn a_stuck_device_delays_nobody() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let (old, new) = (town.room(&[ann.user, bob.user]), town.room(&[ann.user]));
+    let options = GatewayOptions {
+        send_buffer: 8,
+        ..options()
+    };
+    let hub = hub(&town, &options).await;
+    let stuck = follow(&hub, bob, &[]).await;
+    for _ in 0..6 {
+        town.say(old, ann.user, "x");
+    }
+    let laptop = follow(&hub, bob, &[]).await;
+    town.join(bob.user, new).await.unwrap();
+    let mut fresh = Vec::new();
+    while fresh.last().map(String::as_str) != Some("user_joined") {
+        let frame = next(laptop.socket()).await;
+        fresh.push(frame["type"].as_str().unwrap().to_owned());
+    }
+    assert!(!stuck.socket().is_closed());
+}
+
+/// A room that its last follower left is forgotten, whichever signal comes first.
+#[tokio::test]
+async fn a_room_without_followers_is_forgotten() {
+    for _ in 0..10 {
+        let town = Town::new();
+        let ann = somebody();
+        let room = town.room(&[ann.user]);
+        let hub = hub(&town, &options()).await;
+        let a = follow(&hub, ann, &[]).await;
+        assert!(hub.0.rooms_of(room).last(room).is_some());
+        // The event comes before the signal to the user.
+        town.leave(ann.user, room).await.unwrap();
+        assert_eq!(next(a.socket()).await["type"], "user_left");
+        tokio::time::timeout(SOON, async {
+            while hub.0.rooms_of(room).last(room).is_some() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("the room is forgotten");
+    }
+}
+
+/// Promise 7: read marks of others are dropped when a socket is behind; the reader's own devices get them.
+#[tokio::test]
+async fn read_marks_are_shed_first() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let room = town.room(&[ann.user, bob.user]);
+    let options = GatewayOptions {
+        send_buffer: 8,
+        ..options()
+    };
+    let hub = hub(&town, &options).await;
+    let quick = follow(&hub, ann, &[]).await;
+    let behind = follow(&hub, ann, &[]).await;
+    let own = follow(&hub, bob, &[]).await;
+    for _ in 0..5 {
+        town.say(room, bob.user, "hi");
+        next(quick.socket()).await;
+    }
+    for n in 3..=4 {
+        let read = Signal::Read {
+            room,
+            user: bob.user,
+            sequence: Sequence(n),
+            time: carillon_domain::Timestamp(0),
+        };
+        town.publish(Topic::of_room(room), &read);
+        assert_eq!(next(quick.socket()).await["type"], "messages_read");
+    }
+    let reads = |socket: &Socket| {
+        std::iter::from_fn(|| socket.pop())
+            .filter(|frame| frame.contains("messages_read"))
+            .count()
+    };
+    assert_eq!(reads(behind.socket()), 0);
+    assert_eq!(reads(own.socket()), 2);
+    assert!(!behind.socket().is_closed());
+}
+
 /// Promise 4: too far behind to be told everything: a typed answer that says where to read from, then live events.
 #[tokio::test]
 async fn too_far_behind_is_told_to_read_by_itself() {
@@ -326,6 +518,57 @@ async fn a_lost_last_event_is_found_by_the_sweep() {
     let a = follow(&hub, ann, &[]).await;
     town.store(room, ann.user, "2");
     assert_eq!(sequence(&next(a.socket()).await), 2);
+}
+
+/// Promise 4: also when the new connection could not be subscribed to at first, and nobody says anything any more.
+#[tokio::test]
+async fn a_subscription_that_failed_is_made_later() {
+    let town = Town::new();
+    let ann = somebody();
+    let room = town.room(&[ann.user]);
+    let options = GatewayOptions {
+        sweep: Duration::from_millis(50),
+        ..options()
+    };
+    let hub = hub(&town, &options).await;
+    let a = follow(&hub, ann, &[]).await;
+    town.bus.refuse_subscriptions(true);
+    town.bus.end_streams();
+    while town.bus.receivers() == 0 {
+        tokio::task::yield_now().await;
+    }
+    town.store(room, ann.user, "2");
+    assert_eq!(sequence(&next(a.socket()).await), 2);
+    town.bus.refuse_subscriptions(false);
+    tokio::time::timeout(SOON, async {
+        while town.bus.topics() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("both topics are subscribed");
+}
+
+/// Promise 7: a bus that says again and again that it lost something is answered by one comparison at a time.
+#[tokio::test]
+async fn a_storm_of_losses_is_one_comparison() {
+    let town = Town::new();
+    let ann = somebody();
+    let room = town.room(&[ann.user]);
+    let hub = hub(&town, &options()).await;
+    let a = follow(&hub, ann, &[]).await;
+    let before = town.listings.load(Ordering::Relaxed);
+    town.store(room, ann.user, "2");
+    for _ in 0..200 {
+        town.bus.lose();
+    }
+    assert_eq!(sequence(&next(a.socket()).await), 2);
+    settled(&town, room, a.socket()).await;
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    let listings = town.listings.load(Ordering::Relaxed) - before;
+    assert!((1..=2).contains(&listings), "{listings}");
 }
 
 /// Promise 8: after the bus said that it lost something, and while the store is away for a while, everything arrives in the end.
@@ -506,21 +749,69 @@ async fn leases_follow_devices() {
     let town = Town::new();
     let ann = somebody();
     let hub = hub(&town, &options()).await;
-    let first = follow(&hub, ann, &[]).await;
-    let second = follow(&hub, ann, &[]).await;
+    let mut first = follow(&hub, ann, &[]).await;
+    let mut second = follow(&hub, ann, &[]).await;
     while town.leases.lock().is_empty() {
         tokio::task::yield_now().await;
     }
+    first.leave_for_good();
     drop(first);
-    let mut silent = follow(&hub, somebody(), &[]).await;
-    silent.keep_lease();
+    let silent = follow(&hub, somebody(), &[]).await;
     drop(silent);
     assert!(town.released.lock().is_empty());
+    second.leave_for_good();
     drop(second);
     while town.released.lock().is_empty() {
         tokio::task::yield_now().await;
     }
-    assert_eq!(*town.released.lock(), [ann.device]);
+    assert_eq!(*town.released.lock(), [town.lease_of(&ann).device]);
+}
+
+/// PRES-01: a device that is connected to two gateways has a lease at each: when one of them ends, the other stands.
+#[tokio::test]
+async fn a_gateway_releases_its_own_lease_only() {
+    let town = Town::new();
+    let ann = somebody();
+    let here = hub(&town, &options()).await;
+    let there = hub(&town, &options()).await;
+    let mut tab = follow(&here, ann, &[]).await;
+    let _other = follow(&there, ann, &[]).await;
+    let held = || -> std::collections::HashSet<_> {
+        town.leases.lock().iter().map(|l| l.device).collect()
+    };
+    while held().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    tab.leave_for_good();
+    drop(tab);
+    while town.released.lock().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let released = town.released.lock().clone();
+    assert_eq!(released.len(), 1);
+    assert_eq!(
+        held().difference(&released.into_iter().collect()).count(),
+        1
+    );
+}
+
+/// PRES-01: what a person chose for a device shows at once, on the gateway that holds its socket.
+#[tokio::test]
+async fn a_chosen_state_is_renewed_at_once() {
+    let town = Town::new();
+    let ann = somebody();
+    let hub = hub(&town, &options()).await;
+    let _a = follow(&hub, ann, &[]).await;
+    let chosen = Signal::PresenceChosen {
+        user: ann.user,
+        device: ann.device,
+        state: PresenceState::Away,
+    };
+    town.publish(Topic::of_user(ann.user), &chosen);
+    let is_away = || town.leases.lock().last().map(|l| l.state) == Some(PresenceState::Away);
+    while !is_away() {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Topics that nobody needs are unsubscribed after a while, and come back when somebody needs them.

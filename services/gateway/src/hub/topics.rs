@@ -15,8 +15,8 @@ pub enum Command {
     Subscribe(Vec<Topic>, oneshot::Sender<Result<()>>),
     /// The connection is a new one: everything must be subscribed again.
     Replace(Arc<dyn Subscriptions>),
-    /// Unsubscribe what was unused twice in a row.
-    RetireUnused,
+    /// Subscribe what could not be subscribed again, unsubscribe what was unused twice in a row.
+    Tidy,
 }
 
 impl Topics {
@@ -39,9 +39,9 @@ impl Topics {
         let _ = self.0.send(Command::Replace(subscriptions)).await;
     }
 
-    pub fn retire_unused(&self) {
+    pub fn tidy(&self) {
         // When the queue is full there are more important things to do; the next sweep asks again.
-        let _ = self.0.try_send(Command::RetireUnused);
+        let _ = self.0.try_send(Command::Tidy);
     }
 }
 
@@ -49,6 +49,8 @@ struct State {
     subscriptions: Arc<dyn Subscriptions>,
     subscribed: HashSet<Topic>,
     unused: HashSet<Topic>,
+    /// Not everything that is needed could be subscribed on a new connection.
+    incomplete: bool,
 }
 
 pub async fn run(inner: Arc<Inner>, lane: usize, mut commands: mpsc::Receiver<Command>) {
@@ -56,6 +58,7 @@ pub async fn run(inner: Arc<Inner>, lane: usize, mut commands: mpsc::Receiver<Co
         subscriptions: inner.lanes[lane].first_subscriptions(),
         subscribed: HashSet::new(),
         unused: HashSet::new(),
+        incomplete: false,
     };
     loop {
         let command = tokio::select! {
@@ -71,12 +74,19 @@ pub async fn run(inner: Arc<Inner>, lane: usize, mut commands: mpsc::Receiver<Co
                 state.subscriptions = subscriptions;
                 state.subscribed.clear();
                 let needed = needed(&inner, lane);
-                if let Err(error) = state.subscribe(needed.into_iter().collect()).await {
-                    // The lane's stream will end or say Lost again; sockets that connect try for themselves.
-                    tracing::warn!(%error, "could not subscribe again");
-                }
+                state.complete(needed).await;
             }
-            Some(Command::RetireUnused) => state.retire(&needed(&inner, lane)).await,
+            Some(Command::Tidy) => {
+                let needed = needed(&inner, lane);
+                if state.incomplete {
+                    state.complete(needed.clone()).await;
+                    if !state.incomplete {
+                        // Nobody has told us of what came before.
+                        inner.lanes[lane].lost();
+                    }
+                }
+                state.retire(&needed).await;
+            }
             None => return,
         }
     }
@@ -113,6 +123,15 @@ impl State {
             }
         }
         outcome
+    }
+
+    /// Subscribes everything that is needed; tried again later if that fails.
+    async fn complete(&mut self, needed: HashSet<Topic>) {
+        let outcome = self.subscribe(needed.into_iter().collect()).await;
+        self.incomplete = outcome.is_err();
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "could not subscribe again yet; the next sweep tries");
+        }
     }
 
     async fn retire(&mut self, needed: &HashSet<Topic>) {

@@ -9,8 +9,8 @@ use axum::{Json, Router, extract::State, response::IntoResponse, routing::get};
 use carillon_domain::ports::Probe;
 use futures::future;
 use http::{StatusCode, header};
-use parking_lot::Mutex;
 use serde::Serialize;
+use tokio::sync::Mutex;
 
 use crate::gateway::App;
 
@@ -64,6 +64,7 @@ async fn jwks(State(app): State<App>) -> impl IntoResponse {
 /// The dependencies' states, asked at most once a second.
 pub struct Readiness {
     probes: Vec<Arc<dyn Probe>>,
+    // Held while asking, on purpose: everybody who asks meanwhile gets the same answer.
     last: Mutex<Option<(Instant, Vec<Dependency>)>>,
 }
 
@@ -83,13 +84,14 @@ impl Readiness {
     }
 
     async fn check(&self) -> Vec<Dependency> {
-        if let Some((at, states)) = &*self.last.lock()
+        let mut last = self.last.lock().await;
+        if let Some((at, states)) = &*last
             && at.elapsed() < KEPT
         {
             return states.clone();
         }
         let states = future::join_all(self.probes.iter().map(ask)).await;
-        *self.last.lock() = Some((Instant::now(), states.clone()));
+        *last = Some((Instant::now(), states.clone()));
         states
     }
 }

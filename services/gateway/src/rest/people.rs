@@ -1,11 +1,7 @@
 //! Profiles, presence, push targets.
 
 use axum::{Json, extract::State};
-use carillon_domain::{
-    UserId,
-    presence::{Lease, PresenceState},
-    services::NewPushTarget,
-};
+use carillon_domain::{UserId, presence::PresenceState, services::NewPushTarget};
 use http::StatusCode;
 
 use super::parse_ids;
@@ -78,15 +74,7 @@ pub async fn set_presence(
     if request.state == PresenceState::Offline {
         return Err(Problem::field("state", "online or away"));
     }
-    app.services
-        .presence
-        .renew(&[Lease {
-            user: who.user,
-            device: who.device,
-            state: request.state,
-        }])
-        .await?;
-    // The gateway that holds the device's socket renews the lease from now on with the chosen state.
+    // The gateways that hold the device's sockets hold its leases.
     hub::tell_presence_choice(
         app.services.bus.as_ref(),
         who.user,

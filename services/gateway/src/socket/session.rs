@@ -61,7 +61,8 @@ struct End {
     say_goodbye: bool,
     /// Whether frames in the queue should still go out.
     flush: bool,
-    /// Whether the device is gone, as opposed to silent or told to reconnect.
+    /// Whether the device is gone, as opposed to silent or about to connect again: it closed its connection, or has no session
+    /// any more. Whoever we send away for another reason, such as a token that ended, comes back at once.
     left_for_good: bool,
 }
 
@@ -73,7 +74,7 @@ impl End {
             reason: code.reason(),
             say_goodbye: true,
             flush: code != CloseCode::TooSlow,
-            left_for_good: !matches!(code, CloseCode::Drain | CloseCode::TooSlow),
+            left_for_good: matches!(code, CloseCode::Normal | CloseCode::SessionRevoked),
         }
     }
 
@@ -147,11 +148,21 @@ async fn establish(
         Some(identity) => (identity, None, HashMap::new()),
         None => {
             let limit = app.options.auth_timeout;
-            let authenticated = tokio::time::timeout(limit, authenticate(&app, &mut ws)).await;
-            match authenticated.unwrap_or(Err(CloseCode::Unauthenticated as u16)) {
+            let authenticated = tokio::select! {
+                outcome = tokio::time::timeout(limit, authenticate(&app, &mut ws)) => {
+                    outcome.unwrap_or(Err(CloseCode::Unauthenticated as u16))
+                }
+                () = app.draining() => Err(CloseCode::Drain as u16),
+            };
+            match authenticated {
                 Ok(first) => first,
                 Err(code) => {
-                    goodbye(&mut ws, code, CloseCode::Unauthenticated.reason()).await;
+                    let reason = if code == CloseCode::Drain as u16 {
+                        CloseCode::Drain.reason()
+                    } else {
+                        CloseCode::Unauthenticated.reason()
+                    };
+                    goodbye(&mut ws, code, reason).await;
                     return Err(code);
                 }
             }
@@ -172,6 +183,11 @@ async fn establish(
             return Err(CloseCode::Drain as u16);
         }
     };
+    if app.is_draining() {
+        // The hub may have told its sockets already.
+        goodbye(&mut ws, CloseCode::Drain as u16, CloseCode::Drain.reason()).await;
+        return Err(CloseCode::Drain as u16);
+    }
     let socket = connection.socket().clone();
     socket.push_reply(wire::connection_ack(
         id.as_ref(),
@@ -621,8 +637,8 @@ impl Session {
 
     async fn finish(&mut self, end: End) {
         self.running = None;
-        if !end.left_for_good {
-            self.connection.keep_lease();
+        if end.left_for_good {
+            self.connection.leave_for_good();
         }
         // No more deliveries; what is queued for a client that is told why may still go.
         self.socket.close(CloseCode::Normal);

@@ -13,6 +13,7 @@ use super::session;
 use crate::{
     edge::{Problem, bearer, cookie},
     gateway::App,
+    serve::ConnectionSlot,
 };
 
 /// `GET /api/v1/ws`.
@@ -47,7 +48,10 @@ async fn try_upgrade(State(app): State<App>, mut request: Request) -> Result<Res
     let identity = identify(&app, request.headers(), ticket).await?;
 
     let upgraded = hyper::upgrade::on(&mut request);
+    let slot = request.extensions_mut().remove::<ConnectionSlot>();
     tokio::spawn(async move {
+        // The connection counts until the session ends.
+        let _slot = slot;
         match upgraded.await {
             // Boxed where it is big: the task's own memory stays with an idle socket.
             Ok(upgraded) => session::run(app, upgraded, identity).await,

@@ -467,6 +467,56 @@ async fn cross_origin_requests() {
     assert!(!headers.contains_key("access-control-allow-origin"));
 }
 
+/// EDGE-05: a listed page can read every answer, whoever made it: 400, 401, 404, 429, 500 and 504 too.
+#[tokio::test]
+async fn errors_can_be_read_by_listed_pages() {
+    let town = Town::new();
+    let options = GatewayOptions {
+        allowed_origins: vec!["https://app.example".to_owned()],
+        auth_per_minute: 4,
+        request_timeout: std::time::Duration::from_millis(200),
+        ..options()
+    };
+    let router = router(&town, options);
+    let register = |name: &str| {
+        let body = json!({"username": name, "email": "a@b.example", "password": "12345678"});
+        request(Method::POST, "/api/v1/auth/register", None, Some(body))
+    };
+    let cases = [
+        (register("taken"), StatusCode::CONFLICT),
+        (register("panic"), StatusCode::INTERNAL_SERVER_ERROR),
+        (register("slow"), StatusCode::GATEWAY_TIMEOUT),
+        (register("ann"), StatusCode::CREATED),
+        (register("bob"), StatusCode::TOO_MANY_REQUESTS),
+        (
+            request(Method::GET, "/api/v1/auth/me", None, None),
+            StatusCode::UNAUTHORIZED,
+        ),
+        (
+            request(Method::GET, "/api/v1/nothing", None, None),
+            StatusCode::NOT_FOUND,
+        ),
+    ];
+    for (mut request, expected) in cases {
+        let headers = request.headers_mut();
+        headers.insert("origin", "https://app.example".parse().unwrap());
+        let (status, headers, _) = ask(&router, request).await;
+        assert_eq!(status, expected);
+        assert_eq!(
+            headers["access-control-allow-origin"], "https://app.example",
+            "{status}"
+        );
+        let exposed = headers["access-control-expose-headers"].to_str().unwrap();
+        assert!(exposed.contains("retry-after"), "{status}: {exposed}");
+        let vary: Vec<_> = headers.get_all("vary").iter().collect();
+        assert!(
+            vary.iter()
+                .any(|value| value.to_str().unwrap().contains("origin")),
+            "{status}: {vary:?}"
+        );
+    }
+}
+
 /// MEDIA-03: uploads come back whole, in parts, and not at all when the client has them; never compressed.
 #[tokio::test]
 async fn uploads_and_downloads() {
@@ -564,6 +614,41 @@ async fn health_and_readiness() {
     assert_eq!(body["dependencies"][0]["name"], "scylla");
     assert_eq!(body["dependencies"][0]["status"], "down");
     assert!(body["dependencies"][0]["latency_ms"].is_number());
+}
+
+/// A store that hangs, and counts who asks.
+#[derive(Default)]
+struct Hanging(std::sync::atomic::AtomicUsize);
+
+#[async_trait::async_trait]
+impl Probe for Hanging {
+    fn name(&self) -> &'static str {
+        "redis"
+    }
+
+    async fn check(&self) -> Result<()> {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        Ok(())
+    }
+}
+
+/// OPS-01: a stranger who asks often doesn't load a store that is in trouble.
+#[tokio::test]
+async fn readiness_is_asked_once_for_all() {
+    let probe = Arc::new(Hanging::default());
+    let router = router(
+        &Town::new(),
+        GatewayOptions {
+            probes: vec![probe.clone()],
+            ..options()
+        },
+    );
+    let asked = (0..50).map(|_| ask(&router, request(Method::GET, "/ready", None, None)));
+    for (status, ..) in futures::future::join_all(asked).await {
+        assert_eq!(status, StatusCode::OK);
+    }
+    assert_eq!(probe.0.load(std::sync::atomic::Ordering::Relaxed), 1);
 }
 
 /// MSG-04, MSG-19: what a send answers.

@@ -536,7 +536,54 @@ async fn silence_is_death() {
     while server.town.released.lock().is_empty() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(*server.town.released.lock(), [ann.device]);
+    let lease = server.town.lease_of(&ann);
+    assert_eq!(*server.town.released.lock(), [lease.device]);
+}
+
+/// PRES-01: whoever is sent away because their token ended comes back at once: their lease runs on.
+#[tokio::test]
+async fn the_end_of_a_token_is_not_the_end_of_a_device() {
+    let server = serve(options()).await;
+    let now = carillon_domain::Clock::now(&carillon_domain::time::SystemClock);
+    let short = Identity {
+        expires_at: now.plus(Duration::from_millis(300)),
+        ..somebody()
+    };
+    let ann = somebody();
+    let mut ends = server.client(&short).await;
+    assert_eq!(ends.closed().await, 4001);
+    drop(ends);
+    let mut leaves = server.client(&ann).await;
+    leaves.0.close(None).await.unwrap();
+    while server.town.released.lock().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let lease = server.town.lease_of(&ann);
+    assert_eq!(*server.town.released.lock(), [lease.device]);
+}
+
+/// EDGE-03: a socket is a connection like any other: it counts until it ends.
+#[tokio::test]
+async fn sockets_count_as_connections() {
+    let server = serve(GatewayOptions {
+        max_connections: 2,
+        ..options()
+    })
+    .await;
+    let first = server.client(&somebody()).await;
+    let _second = server.client(&somebody()).await;
+    for _ in 0..3 {
+        assert!(server.open("", &[]).await.is_err(), "a third connection");
+    }
+    drop(first);
+    let opened = async {
+        while server.open("", &[]).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(SOON, opened)
+        .await
+        .expect("a place is free again");
 }
 
 /// RT-06, promise 7: a client that reads nothing is cut off with bounded memory; its room mates notice nothing.
@@ -592,6 +639,40 @@ async fn stopping_drains() {
         .unwrap()
         .unwrap();
     assert!(TcpStream::connect(server.address).await.is_err());
+}
+
+/// OPS-02: the stop is said before the port closes, sockets that have not authenticated are told too, and no new ones are made.
+#[tokio::test]
+async fn a_stop_is_said_before_the_port_closes() {
+    let server = serve(GatewayOptions {
+        drain: Duration::from_secs(9),
+        ..options()
+    })
+    .await;
+    let mut unauthenticated = server.open("", &[]).await.unwrap();
+    assert_eq!(unauthenticated.next().await["type"], "auth_required");
+    server.stop.cancel();
+    assert_eq!(unauthenticated.closed().await, 4000);
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stream, b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    // Ends, because the answer closes the connection.
+    tokio::time::timeout(
+        SOON,
+        tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer),
+    )
+    .await
+    .expect("the connection is closed")
+    .unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("\"draining\""), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
+    assert_eq!(
+        server.refused("", &[]).await,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
 }
 
 /// Promise 8: while the store is away a socket is told to come back, and succeeds when it's there again.

@@ -304,27 +304,27 @@ fn read_frame(room: RoomId, user: UserId, sequence: Sequence, time: Timestamp) -
     )
 }
 
-/// A signal to the followers of a room, and whether it may be shed first.
-pub fn signal(signal: &Signal) -> Option<(Utf8Bytes, bool)> {
+/// A signal to the followers of a room.
+pub fn signal(signal: &Signal) -> Option<Utf8Bytes> {
     match *signal {
         Signal::Activity {
             room,
             user,
             activity,
             active,
-        } => Some((activity_frame(room, user, activity, active), true)),
+        } => Some(activity_frame(room, user, activity, active)),
         Signal::Presence {
             room,
             user,
             state,
             last_seen,
-        } => Some((presence_frame(room, user, state, last_seen), true)),
+        } => Some(presence_frame(room, user, state, last_seen)),
         Signal::Read {
             room,
             user,
             sequence,
             time,
-        } => Some((read_frame(room, user, sequence, time), false)),
+        } => Some(read_frame(room, user, sequence, time)),
         _ => None,
     }
 }
