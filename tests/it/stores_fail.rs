@@ -47,7 +47,8 @@ async fn wait_for(role: &Role, store: &str, up: bool) -> Result<()> {
     loop {
         let (status, dependency) = ready(role, store).await?;
         let word = if up { "up" } else { "down" };
-        if (status == 200) == up && dependency["status"] == word {
+        let serves = up || dependency["required"] == false;
+        if (status == 200) == serves && dependency["status"] == word {
             return Ok(());
         }
         ensure!(
