@@ -51,9 +51,9 @@ enum Task {
     },
     /// Format, lint and generate: what to run before handing in a change
     Tidy,
-    /// Run the load generator against a release build
+    /// Run the load generator against a release build: everything, side by side with the bare server, if nothing else is asked
     Bench {
-        /// Passed on to `carillon-bench`
+        /// Passed on to `carillon-bench`, instead of `all --pin --server … --scratch …`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
@@ -127,14 +127,21 @@ fn tidy() -> Result<()> {
 }
 
 fn bench(arguments: &[OsString]) -> Result<()> {
-    process::step("build the platform", || {
-        cargo::build(&["--release", "-p", "carillon"]).map(drop)
+    let build = process::step("build the platform and the load generator", || {
+        cargo::build(&["--release", "-p", "carillon", "-p", "carillon-bench"])
     })?;
-    process::run(
-        process::cargo()
-            .args(["run", "--release", "-p", "carillon-bench", "--"])
-            .args(arguments),
-    )
+    let server = build.binary("carillon")?;
+    let mut command = Command::new(build.binary("carillon-bench")?);
+    command.current_dir(process::root());
+    if arguments.is_empty() {
+        // Beside the programs: fsync means nothing on a file system in memory, as a temporary directory may be.
+        let scratch = server.parent().context("a program is in a folder")?;
+        command.args(["all", "--pin", "--server"]).arg(server);
+        command.arg("--scratch").arg(scratch);
+    } else {
+        command.args(arguments);
+    }
+    process::run(&mut command)
 }
 
 fn testbed(task: TestbedTask) -> Result<()> {
