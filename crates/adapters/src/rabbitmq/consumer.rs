@@ -22,12 +22,17 @@ use tracing::Instrument;
 
 use super::{
     ATTEMPT, MAX_ATTEMPTS, Rabbit, TRACEPARENT,
-    link::{Backoff, open},
+    link::{Backoff, close, open},
     properties,
 };
 
 /// Pause before a job whose handler broke down is tried again.
 const AFTER_PANIC: Duration = Duration::from_secs(30);
+
+/// How long a job that is to come later is held when it can't be published yet.
+const PUT_OFF_FOR: Duration = Duration::from_secs(60);
+/// The longest that such a job is held before it returns to the queue.
+const LONGEST_HOLD: Duration = Duration::from_secs(30);
 
 /// An open consumer.
 struct Session {
@@ -86,7 +91,7 @@ pub(super) async fn run(
             }
         }
         tracing::warn!("the connection that takes jobs broke; connecting again");
-        let _ = session.connection.close(200, "renewing".into()).await;
+        close(&session.connection, "renewing").await;
     }
 }
 
@@ -127,7 +132,7 @@ async fn finish<F: Future<Output = ()>>(session: Session, mut under_way: Futures
     if let Err(error) = cancelled {
         tracing::debug!(%error, "the consumer was not cancelled in order");
     }
-    let _ = session.connection.close(200, "done".into()).await;
+    close(&session.connection, "done").await;
 }
 
 async fn process(rabbit: &Rabbit, handler: Arc<dyn JobHandler>, delivery: Delivery) {
@@ -182,10 +187,13 @@ async fn handle(rabbit: &Rabbit, handler: Arc<dyn JobHandler>, delivery: Deliver
             let queue = rabbit.queues.after(delay);
             let properties = properties(&id, traceparent(&delivery).as_deref(), attempt + 1);
             // First there, then gone from here.
-            match rabbit.send(queue, &delivery.data, properties).await {
+            let send = || rabbit.send(queue, &delivery.data, properties.clone());
+            match persistently(PUT_OFF_FOR, || delivery.acker.usable(), send).await {
                 Ok(()) => settle(delivery.ack(BasicAckOptions::default()).await),
                 Err(error) => {
-                    tracing::warn!(%error, "a job could not be put off and returns at once");
+                    tracing::warn!(%error, "a job could not be put off and returns to the queue");
+                    // It comes again as soon as it is given back: not sooner than its provider may be asked again.
+                    tokio::time::sleep(delay.min(LONGEST_HOLD)).await;
                     let options = BasicNackOptions {
                         requeue: true,
                         ..BasicNackOptions::default()
@@ -194,6 +202,26 @@ async fn handle(rabbit: &Rabbit, handler: Arc<dyn JobHandler>, delivery: Deliver
                 }
             }
         }
+    }
+}
+
+/// Tries again, with pauses, for about so long, and while the delivery is still ours: when its connection is gone, the broker has
+/// given the job to somebody else. Its slot is held meanwhile, which is what keeps further jobs away.
+async fn persistently<F: Future<Output = Result<()>>>(
+    patience: Duration,
+    is_ours: impl Fn() -> bool,
+    mut send: impl FnMut() -> F,
+) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + patience;
+    let mut pause = Backoff::default();
+    loop {
+        match send().await {
+            Err(error) if is_ours() && tokio::time::Instant::now() < deadline => {
+                tracing::debug!(%error, "a job could not be put off yet");
+            }
+            outcome => return outcome,
+        }
+        pause.wait().await;
     }
 }
 
@@ -220,5 +248,44 @@ fn attempt(delivery: &Delivery) -> i64 {
     match header(delivery, ATTEMPT) {
         Some(AMQPValue::LongLongInt(attempt)) => *attempt,
         _ => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use carillon_domain::ErrorCode;
+
+    use super::*;
+
+    /// NOTIF-02: a job that can't be put off yet isn't given back at once, and so its provider isn't asked again at once.
+    #[tokio::test]
+    async fn putting_off_is_tried_again() {
+        let away = || Err(Error::new(ErrorCode::Unavailable, "rabbitmq"));
+        let mut tries = 0;
+        let outcome = persistently(
+            Duration::from_secs(600),
+            || true,
+            || {
+                tries += 1;
+                let outcome = if tries < 3 { away() } else { Ok(()) };
+                async { outcome }
+            },
+        );
+        outcome.await.unwrap();
+        assert_eq!(tries, 3);
+        for (patience, is_ours) in [(600, false), (0, true)] {
+            let mut tries = 0;
+            let patience = Duration::from_secs(patience);
+            let outcome = persistently(
+                patience,
+                || is_ours,
+                || {
+                    tries += 1;
+                    async { away() }
+                },
+            );
+            assert!(outcome.await.is_err());
+            assert_eq!(tries, 1);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! A connection that is made anew when it breaks, with one channel that confirms publishes.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use carillon_domain::{Error, ErrorCode, Result};
 use futures::StreamExt;
@@ -10,30 +10,41 @@ use lapin::{
     protocol::{AMQPErrorKind, AMQPSoftError},
     uri::AMQPUri,
 };
-use tokio::{
-    sync::{Notify, watch},
-    task::JoinHandle,
-};
+use tokio::{sync::watch, task::JoinHandle};
 
 use super::{CONNECT_TIMEOUT, refused, topology, topology::Queues, unreachable};
 
 /// How long a publish waits for a connection that is being made.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long closing a connection may take: a broken one may never answer.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The connection for publishing.
 pub(super) struct Link {
-    channel: watch::Receiver<Option<Channel>>,
-    broken: Arc<Notify>,
+    channel: watch::Receiver<Option<Numbered>>,
+    broken: watch::Sender<u64>,
     keeper: JoinHandle<()>,
+}
+
+/// A channel, and the number of its connection.
+#[derive(Clone)]
+pub(super) struct Numbered {
+    pub(super) channel: Channel,
+    number: u64,
 }
 
 impl Link {
     /// Connects once; later breaks are repaired behind the caller's back.
     pub(super) async fn connect(uri: AMQPUri, queues: Queues) -> Result<Self> {
         let first = open(&uri, &queues, "publisher").await?;
-        let (sender, channel) = watch::channel(Some(first.1.clone()));
-        let broken = Arc::new(Notify::new());
-        let keeper = tokio::spawn(keep(uri, queues, first, sender, broken.clone()));
+        let (sender, channel) = watch::channel(None);
+        let (broken, breaks) = watch::channel(0);
+        sender.send_replace(Some(Numbered {
+            channel: first.1.clone(),
+            number: FIRST,
+        }));
+        let keeper = tokio::spawn(keep(uri, queues, first, sender, breaks));
         Ok(Self {
             channel,
             broken,
@@ -42,7 +53,7 @@ impl Link {
     }
 
     /// The channel, when there is one soon.
-    pub(super) async fn channel(&self) -> Result<Channel> {
+    pub(super) async fn channel(&self) -> Result<Numbered> {
         let mut channel = self.channel.clone();
         let wait = channel.wait_for(Option::is_some);
         match tokio::time::timeout(PATIENCE, wait).await {
@@ -55,9 +66,9 @@ impl Link {
         }
     }
 
-    /// Something went wrong on the channel: look whether it must be made anew.
-    pub(super) fn renew(&self) {
-        self.broken.notify_one();
+    /// Something went wrong on this channel: its connection is made anew, unless that was done already.
+    pub(super) fn renew(&self, failed: &Numbered) {
+        report(&self.broken, failed.number);
     }
 }
 
@@ -67,15 +78,38 @@ impl Drop for Link {
     }
 }
 
+/// The number of the first connection; 0 is none.
+const FIRST: u64 = 1;
+
+fn report(broken: &watch::Sender<u64>, number: u64) {
+    broken.send_if_modified(|newest| {
+        let newer = number > *newest;
+        *newest = number.max(*newest);
+        newer
+    });
+}
+
+/// Waits until this connection, or a later one, is said to be broken. What is said about an earlier one, as by publishes that were
+/// under way when it broke, doesn't concern it.
+async fn reported(breaks: &mut watch::Receiver<u64>, number: u64) {
+    // An error means that the link is gone, and with it soon the keeper.
+    let _ = breaks.wait_for(|newest| *newest >= number).await;
+}
+
+/// Closes a connection that may not answer any more.
+pub(super) async fn close(connection: &Connection, why: &'static str) {
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.close(200, why.into())).await;
+}
+
 async fn keep(
     uri: AMQPUri,
     queues: Queues,
     first: (Connection, Channel),
-    sender: watch::Sender<Option<Channel>>,
-    broken: Arc<Notify>,
+    sender: watch::Sender<Option<Numbered>>,
+    mut breaks: watch::Receiver<u64>,
 ) {
     let mut current = first;
-    loop {
+    for number in FIRST.. {
         let events = current.0.events_listener();
         tokio::pin!(events);
         loop {
@@ -84,12 +118,12 @@ async fn keep(
                     Some(Event::Error(_)) | None => break,
                     Some(_) => {}
                 },
-                () = broken.notified() => break,
+                () = reported(&mut breaks, number) => break,
             }
         }
         sender.send_replace(None);
         // It may be broken already, or only its channel.
-        let _ = current.0.close(200, "renewing".into()).await;
+        close(&current.0, "renewing").await;
         let mut pause = Backoff::default();
         current = loop {
             match open(&uri, &queues, "publisher").await {
@@ -101,7 +135,10 @@ async fn keep(
             pause.wait().await;
         };
         tracing::info!("connected to RabbitMQ again");
-        sender.send_replace(Some(current.1.clone()));
+        sender.send_replace(Some(Numbered {
+            channel: current.1.clone(),
+            number: number + 1,
+        }));
     }
 }
 
@@ -156,5 +193,27 @@ impl Backoff {
         let most = Duration::from_millis(200 << self.tries.min(6));
         self.tries += 1;
         tokio::time::sleep(most.mul_f64(rand::random_range(0.5..=1.0))).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    /// NOTIF-02: what failed on the connection before doesn't close the one that was made since.
+    #[tokio::test]
+    async fn a_late_report_concerns_its_own_connection_only() {
+        let (broken, mut breaks) = watch::channel(0);
+        report(&broken, 1);
+        reported(&mut breaks, 1).await;
+        // Publishes that were under way on the first connection fail while the second is being made, and after.
+        report(&broken, 1);
+        assert!(reported(&mut breaks, 2).now_or_never().is_none());
+        report(&broken, 1);
+        assert!(reported(&mut breaks, 2).now_or_never().is_none());
+        report(&broken, 2);
+        reported(&mut breaks, 2).await;
     }
 }

@@ -103,13 +103,13 @@ struct Rabbit {
 impl Rabbit {
     /// Publishes and waits for the confirmation.
     async fn send(&self, queue: &str, payload: &[u8], properties: BasicProperties) -> Result<()> {
-        let channel = self.link.channel().await?;
+        let link = self.link.channel().await?;
         let options = BasicPublishOptions {
             mandatory: true,
             ..BasicPublishOptions::default()
         };
         let publish = async {
-            channel
+            link.channel
                 .basic_publish("".into(), queue.into(), options, payload, properties)
                 .await?
                 .await
@@ -122,13 +122,13 @@ impl Rabbit {
             Ok(Confirmation::Ack(None)) => Ok(()),
             // No queue took it, and yet it is acknowledged. Connecting anew declares the queues again.
             Ok(Confirmation::Ack(Some(_))) => {
-                self.link.renew();
+                self.link.renew(&link);
                 Err(refused("the broker has no such queue"))
             }
             Ok(Confirmation::Nack(_)) => Err(refused("the broker refused a job")),
             Ok(Confirmation::NotRequested) => Err(Error::defect("publishes are not confirmed")),
             Err(cause) => {
-                self.link.renew();
+                self.link.renew(&link);
                 Err(Error::unavailable("rabbitmq", cause))
             }
         }
@@ -180,13 +180,13 @@ impl PushQueue for Rabbit {
     }
 
     async fn depth(&self) -> Result<(u64, u64)> {
-        let channel = self.link.channel().await?;
-        let depth = topology::depth(&channel, &self.queues);
+        let link = self.link.channel().await?;
+        let depth = topology::depth(&link.channel, &self.queues);
         match tokio::time::timeout(CONFIRM_TIMEOUT, depth).await {
             Ok(Ok(depth)) => Ok(depth),
             Ok(Err(cause)) => {
                 // Asking for a queue that isn't there closes the channel; connecting anew declares it.
-                self.link.renew();
+                self.link.renew(&link);
                 Err(Error::unavailable("rabbitmq", cause))
             }
             Err(late) => Err(Error::unavailable("rabbitmq", late)),
