@@ -4,10 +4,13 @@
 //! that neither a sender nor a partition waits for the bus or the push queue; what doesn't fit is counted and dropped. All
 //! signals of one partition go through one task, so that they keep their order.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use carillon_domain::{
-    Result, RoomId, UserId,
+    ErrorCode, Result, RoomId, UserId,
     event::{EventBody, MessageType, RoomEvent},
     partition::Partition,
     ports::{AccountStore, Bus, PushQueue, RoomStore},
@@ -43,6 +46,11 @@ const WAITING: usize = 4096;
 const LANES: u16 = 16;
 /// Commits of one lane that may wait for the bus.
 const SIGNALS_WAITING: usize = 256;
+/// How long a push job is tried again while the queue, or a store, is away.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Pauses between the tries: doubled up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Characters of a message that a push shows.
 const PREVIEW_CHARS: usize = 160;
 
@@ -220,7 +228,8 @@ async fn make_jobs_of(ports: &PushPorts, committed: Committed) -> Result<()> {
         return Ok(());
     };
     let sender = committed.event.actor;
-    let Some(members) = few_members(ports, &committed.room).await? else {
+    let members = patiently(|| few_members(ports, &committed.room)).await?;
+    let Some(members) = members else {
         return Ok(());
     };
     let others: Vec<UserId> = members
@@ -246,13 +255,15 @@ async fn make_jobs_of(ports: &PushPorts, committed: Committed) -> Result<()> {
     if offline.is_empty() {
         return Ok(());
     }
-    let title = ports
-        .accounts
-        .by_ids(&[sender])
-        .await?
-        .pop()
-        .map(|account| account.user.display_name)
-        .unwrap_or_default();
+    // A push without a name is better than none.
+    let title = match ports.accounts.by_ids(&[sender]).await {
+        Ok(mut accounts) => accounts.pop().map(|account| account.user.display_name),
+        Err(error) => {
+            tracing::debug!(%error, "the sender's name can't be read");
+            None
+        }
+    }
+    .unwrap_or_default();
     let body = match draft.message_type {
         MessageType::Text | MessageType::System => {
             draft.content.chars().take(PREVIEW_CHARS).collect()
@@ -271,10 +282,32 @@ async fn make_jobs_of(ports: &PushPorts, committed: Committed) -> Result<()> {
             recipients: recipients.to_vec(),
             traceparent: committed.traceparent.clone(),
         };
-        ports.queue.publish(&job).await?;
+        patiently(|| ports.queue.publish(&job)).await?;
         JOBS.with_label_values(&["queued"]).inc();
     }
     Ok(())
+}
+
+/// Tries again while a store or the queue is away: restarts and elections take seconds. The caller keeps its slot meanwhile, so what
+/// waits is bounded as ever.
+async fn patiently<T, F: Future<Output = Result<T>>>(mut step: impl FnMut() -> F) -> Result<T> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match step().await {
+            Err(error)
+                if matches!(
+                    error.code,
+                    ErrorCode::Unavailable | ErrorCode::DeadlineExceeded
+                ) && tokio::time::Instant::now() + pause < deadline =>
+            {
+                tracing::debug!(%error, cause = error.cause_chain(), "a push job waits");
+            }
+            outcome => return outcome,
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
 }
 
 /// Everybody in the room, or `None` if they are too many to be pushed for every message.
@@ -293,4 +326,37 @@ async fn few_members(ports: &PushPorts, room: &RoomHandle) -> Result<Option<Arc<
     let users: Arc<Vec<UserId>> = Arc::new(members.into_iter().map(|member| member.user).collect());
     room.now.lock().learn_everybody(head, users.clone());
     Ok(Some(users))
+}
+
+#[cfg(test)]
+mod tests {
+    use carillon_domain::Error;
+
+    use super::*;
+
+    /// NOTIF-02: a queue that is away for a moment costs no push; what can't succeed isn't tried again.
+    #[tokio::test]
+    async fn a_push_job_waits_for_the_queue() {
+        let mut tries = 0;
+        let outcome = patiently(|| {
+            tries += 1;
+            let away = tries < 3;
+            async move {
+                if away {
+                    return Err(Error::new(ErrorCode::Unavailable, "rabbitmq"));
+                }
+                Ok(())
+            }
+        });
+        outcome.await.unwrap();
+        assert_eq!(tries, 3);
+        let mut tries = 0;
+        let outcome: Result<()> = patiently(|| {
+            tries += 1;
+            async { Err(Error::defect("broken")) }
+        })
+        .await;
+        assert_eq!(outcome.unwrap_err().code, ErrorCode::Internal);
+        assert_eq!(tries, 1);
+    }
 }
