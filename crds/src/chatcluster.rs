@@ -209,6 +209,12 @@ pub struct GatewaySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub allowed_origins: Option<Vec<String>>,
+    /// Networks of the proxies before the gateway, in CIDR notation, e.g. `10.42.0.0/16`: the addresses that an ingress controller or
+    /// load balancer connects from. Only what comes from these may name its client in `X-Forwarded-For`; rate limits and the list of
+    /// sessions go by that address. Default: none, and the address of the connection counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub trusted_proxies: Option<Vec<String>>,
     /// Largest WebSocket frame. Default: 64Ki; at most 1Mi.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_frame_bytes: Option<ByteSize>,

@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// Where a pod finds its configuration.
@@ -19,6 +20,9 @@ pub const MEDIA_DIR: &str = "/var/lib/carillon/media";
 
 /// The hard upper bound of `gateway.maxFrameBytes`.
 pub const MAX_FRAME_BYTES_CAP: u64 = 1 << 20;
+
+/// The hard upper bound of `media.maxUploadBytes`: an upload is in the memory of a gateway and of a media pod as a whole.
+pub const MAX_UPLOAD_BYTES_CAP: u64 = 64 << 20;
 
 /// The configuration of every role of one cluster.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -64,6 +68,9 @@ pub struct GatewayConfig {
     pub host: Option<String>,
     /// Browser origins that may call (CORS); `*` for any.
     pub allowed_origins: Vec<String>,
+    /// Networks of proxies whose `X-Forwarded-For` is believed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trusted_proxies: Vec<IpNet>,
     /// Largest WebSocket frame, bytes; at most [`MAX_FRAME_BYTES_CAP`].
     pub max_frame_bytes: u64,
     /// Largest request body but for uploads, bytes.

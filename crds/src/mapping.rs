@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
+
 use k8s_openapi::api::core::v1::ResourceRequirements;
 
 use crate::chatcluster::{Autoscaling, ChatClusterSpec, ProviderSpec};
@@ -150,6 +152,10 @@ fn gateway(spec: &ChatClusterSpec, places: &Places<'_>, check: &mut Check) -> Ga
             );
         }
     }
+    let trusted_proxies = check.networks(
+        "spec.gateway.trustedProxies",
+        gateway.trusted_proxies.as_deref().unwrap_or_default(),
+    );
     let max_frame_bytes = check.bytes_between(
         "spec.gateway.maxFrameBytes",
         gateway.max_frame_bytes.as_ref(),
@@ -193,6 +199,7 @@ fn gateway(spec: &ChatClusterSpec, places: &Places<'_>, check: &mut Check) -> Ga
         },
         host: gateway.host,
         allowed_origins,
+        trusted_proxies,
         max_frame_bytes,
         max_body_bytes: 1 << 20,
         heartbeat_seconds,
@@ -329,7 +336,7 @@ fn media(spec: &ChatClusterSpec, places: &Places<'_>, check: &mut Check) -> Medi
         "spec.media.maxUploadBytes",
         media.max_upload_bytes.as_ref(),
         4 << 20,
-        (1 << 10, 1 << 30, "1Ki to 1Gi"),
+        (1 << 10, MAX_UPLOAD_BYTES_CAP, "1Ki to 64Mi"),
     );
     MediaConfig {
         grpc_port: Role::Media.port(),
@@ -817,6 +824,26 @@ impl Check {
         self.between(field, value, default, (1, u32::MAX))
     }
 
+    /// Networks in CIDR notation, without bits after the prefix.
+    fn networks(&mut self, field: &str, texts: &[String]) -> Vec<IpNet> {
+        const FORM: &str =
+            "a network in CIDR notation, e.g. 10.42.0.0/16, fd00::/8 or 192.0.2.7/32";
+        let mut networks = Vec::new();
+        for (index, text) in texts.iter().enumerate() {
+            let field = format!("{field}[{index}]");
+            match text.parse::<IpNet>() {
+                Ok(network) if network.prefix_len() == 0 => self.problem(
+                    field,
+                    format!("{text:?} holds every address: each client could invent its own"),
+                    FORM,
+                ),
+                Ok(network) => networks.push(network.trunc()),
+                Err(_) => self.problem(field, format!("{text:?} is not a network"), FORM),
+            }
+        }
+        networks
+    }
+
     fn scaling(&mut self, field: &str, replicas: Option<i32>, autoscaling: Option<&Autoscaling>) {
         const RANGE: std::ops::RangeInclusive<i32> = 1..=1000;
         if let Some(replicas) = replicas
@@ -1070,6 +1097,17 @@ pub(crate) mod tests {
         }
     }
 
+    /// EDGE-03: written and read back as networks.
+    #[test]
+    fn trusted_proxies_reach_the_gateway() {
+        let spec = spec("{gateway: {trustedProxies: [10.42.7.0/16, 'fd00::/8']}}");
+        let config = platform_config("town", &spec, embedded()).unwrap();
+        let read = PlatformConfig::from_yaml(&config.to_yaml()).unwrap();
+        let proxies = read.gateway.trusted_proxies.iter();
+        let proxies: Vec<String> = proxies.map(ToString::to_string).collect();
+        assert_eq!(proxies, ["10.42.0.0/16", "fd00::/8"]);
+    }
+
     #[test]
     fn an_empty_spec_in_kubernetes_names_what_is_missing() {
         assert_eq!(
@@ -1148,6 +1186,18 @@ pub(crate) mod tests {
                     "spec.gateway.allowedOrigins[1]",
                     "spec.gateway.allowedOrigins[2]",
                 ],
+            ),
+            (
+                "{gateway: {trustedProxies: [10.0.0.0/8, 10.0.0.1, fd00::/8, proxy, 0.0.0.0/0]}}",
+                vec![
+                    "spec.gateway.trustedProxies[1]",
+                    "spec.gateway.trustedProxies[3]",
+                    "spec.gateway.trustedProxies[4]",
+                ],
+            ),
+            (
+                "{media: {maxUploadBytes: 65Mi}}",
+                vec!["spec.media.maxUploadBytes"],
             ),
             (
                 "{gateway: {limits: {authPerMinute: 0}}}",

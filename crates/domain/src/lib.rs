@@ -8,6 +8,7 @@ pub mod error;
 pub mod event;
 pub mod ids;
 pub mod media;
+mod network;
 pub mod partition;
 pub mod policy;
 pub mod ports;
@@ -21,4 +22,5 @@ pub mod validate;
 
 pub use error::{Error, ErrorCode, FieldError, Result};
 pub use ids::{ClientMessageId, DeviceId, MediaId, MessageId, ReplicaId, RoomId, Sequence, UserId};
+pub use network::network_of;
 pub use time::{Clock, Timestamp};

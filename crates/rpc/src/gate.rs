@@ -6,6 +6,7 @@
 //! metadata without the internal token is ignored.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, LazyLock},
     task::{Context, Poll},
     time::Instant,
@@ -22,13 +23,14 @@ use carillon_telemetry::{
 use futures::future::BoxFuture;
 use http::{HeaderMap, Request, Response};
 use subtle::ConstantTimeEq;
-use tonic::{Code, Status, body::Body};
+use tonic::{Code, Status, body::Body, transport::server::TcpConnectInfo};
 use tower::{Layer, Service};
 use tracing::{Instrument, field};
 
 use crate::{
     methods::{self, Access, Method},
     status::status_from_error,
+    strangers::Strangers,
     values,
 };
 
@@ -69,6 +71,7 @@ static DURATION: LazyLock<HistogramVec> = LazyLock::new(|| {
 pub struct InterceptorOptions {
     internal_token: Arc<[u8]>,
     verifier: Arc<dyn TokenVerifier>,
+    strangers: Option<Arc<Strangers>>,
 }
 
 impl InterceptorOptions {
@@ -79,7 +82,16 @@ impl InterceptorOptions {
         Ok(Self {
             internal_token: internal_token.as_bytes().into(),
             verifier,
+            strangers: None,
         })
+    }
+
+    /// Lets one address call the methods that need no credentials (logins, codes, refreshes) so often a minute; 0 is no limit. The
+    /// cluster's roles aren't counted: the gateway counts its own clients.
+    #[must_use]
+    pub fn limiting_strangers(mut self, per_minute: u32) -> Self {
+        self.strangers = Strangers::per_minute(per_minute).map(Arc::new);
+        self
     }
 }
 
@@ -148,14 +160,22 @@ fn missing(name: &str) -> Error {
 
 async fn admit(
     options: &InterceptorOptions,
-    access: Access,
+    method: Option<&Method>,
     headers: &HeaderMap,
+    peer: Option<SocketAddr>,
 ) -> Result<Caller> {
+    let access = method.map_or(Access::Authenticated, |method| method.access);
     if let Some(token) = headers.get(INTERNAL_TOKEN) {
         if !bool::from(token.as_bytes().ct_eq(&options.internal_token)) {
             return Err(Error::unauthenticated("the internal token is not valid"));
         }
         return role(headers);
+    }
+    if let Some(strangers) = &options.strangers
+        && method.is_some_and(|method| method.guessable)
+        && let Some(peer) = peer
+    {
+        strangers.admit(peer.ip())?;
     }
     if access == Access::Public {
         return Ok(Caller::Nobody);
@@ -265,8 +285,11 @@ where
         let recorded = span.clone();
         let answer = async move {
             let started = Instant::now();
-            let access = method.map_or(Access::Authenticated, |method| method.access);
-            let response = match admit(&options, access, request.headers()).await {
+            let peer = request
+                .extensions()
+                .get::<TcpConnectInfo>()
+                .and_then(TcpConnectInfo::remote_addr);
+            let response = match admit(&options, method, request.headers(), peer).await {
                 Ok(caller) => {
                     if let Ok(identity) = caller.identity() {
                         request.extensions_mut().insert(identity);

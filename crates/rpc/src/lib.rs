@@ -20,6 +20,7 @@ pub mod proto;
 mod routed;
 mod serve;
 pub mod status;
+mod strangers;
 mod values;
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ pub(crate) struct Method {
     pub(crate) service: String,
     pub(crate) name: String,
     pub(crate) access: Access,
+    /// Whether calls from outside the cluster are counted by address.
+    pub(crate) guessable: bool,
 }
 
 /// Methods that need no credentials (AUTH-16).
@@ -38,6 +40,15 @@ const PUBLIC: [&str; 9] = [
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+];
+
+/// Public methods that try a secret, or make somebody else work: strangers are let in only so often.
+const GUESSABLE: [&str; 5] = [
+    "/carillon.auth.v1.AuthService/Register",
+    "/carillon.auth.v1.AuthService/Login",
+    "/carillon.auth.v1.AuthService/SendOTP",
+    "/carillon.auth.v1.AuthService/VerifyOTP",
+    "/carillon.auth.v1.AuthService/RefreshToken",
 ];
 
 /// Methods that take the word of a gateway for something, or answer without regard to a reader.
@@ -87,6 +98,7 @@ fn methods_of(file: prost_types::FileDescriptorProto) -> Vec<(String, Method)> {
                 service: service_name.clone(),
                 name: method.name().to_owned(),
                 access,
+                guessable: GUESSABLE.contains(&path.as_str()),
             };
             methods.push((path, method));
         }
@@ -113,6 +125,9 @@ mod tests {
     fn the_lists_name_real_methods() {
         for path in PUBLIC {
             assert_eq!(find(path).map(|m| m.access), Some(Access::Public), "{path}");
+        }
+        for path in GUESSABLE {
+            assert!(find(path).is_some_and(|m| m.guessable), "{path}");
         }
         for path in INTERNAL {
             assert_eq!(

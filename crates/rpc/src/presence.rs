@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, transport::Channel};
 
 use crate::{
     connection::{self, Connection, Credentials, For},
-    gate::handle,
+    gate::{Caller, handle},
     proto::presence::{
         self as pb, presence_service_client::PresenceServiceClient,
         presence_service_server as server,
@@ -74,9 +74,13 @@ impl server::PresenceService for PresenceServer {
         &self,
         request: Request<pb::GetRequest>,
     ) -> Result<Response<pb::GetResponse>, Status> {
-        handle(request, |_, get| async move {
+        handle(request, |caller, get| async move {
             let users = values::ids("user_ids", &get.user_ids, MAX_BATCH)?;
-            let presences = self.service.get(&users).await?;
+            let presences = match caller {
+                // A role's own question, on behalf of nobody.
+                Caller::Role { user: None, .. } => self.service.get(&users).await?,
+                _ => self.service.visible(caller.actor()?, &users).await?,
+            };
             Ok(pb::GetResponse {
                 presences: presences.iter().map(presence_to_proto).collect(),
             })
@@ -142,6 +146,22 @@ impl PresenceService for PresenceClient {
         let got = self
             .rpc
             .call("Get", For::Nobody, request, |mut c, r| async move {
+                c.get(r).await
+            })
+            .await?;
+        got.presences
+            .into_iter()
+            .map(|one| answer(presence(one)))
+            .collect()
+    }
+
+    async fn visible(&self, viewer: UserId, users: &[UserId]) -> Result<Vec<Presence>> {
+        let request = pb::GetRequest {
+            user_ids: values::texts(users),
+        };
+        let got = self
+            .rpc
+            .call("Get", For::User(viewer), request, |mut c, r| async move {
                 c.get(r).await
             })
             .await?;

@@ -27,6 +27,44 @@ pub(crate) async fn count(
     Ok(())
 }
 
+/// Failed tries that are counted before they are known to fail, under several keys; and taken back when they didn't.
+pub(crate) struct Tries<'a> {
+    ephemeral: &'a dyn Ephemeral,
+    window: Duration,
+    counted: Vec<String>,
+}
+
+impl<'a> Tries<'a> {
+    pub fn new(ephemeral: &'a dyn Ephemeral, window: Duration) -> Self {
+        Self {
+            ephemeral,
+            window,
+            counted: Vec::new(),
+        }
+    }
+
+    /// Counts one more. One that is refused isn't tried, and still counts: refusals don't make room for guesses.
+    pub async fn count(&mut self, key: String, most: u64) -> Result<()> {
+        let limit = Limit {
+            count: most,
+            window: self.window,
+        };
+        let detail = "too many failed logins, try again later";
+        count(self.ephemeral, &key, limit, detail).await?;
+        self.counted.push(key);
+        Ok(())
+    }
+
+    /// It was no failed try. What can't be taken back ends with its window.
+    pub async fn take_back(self) {
+        for key in self.counted {
+            if let Err(error) = self.ephemeral.decrement(&key).await {
+                tracing::warn!(%error, cause = error.cause_chain(), "a try was not taken back");
+            }
+        }
+    }
+}
+
 /// `RateLimited`, with the longest time that it may last.
 pub(crate) fn refused(detail: &'static str, after: Duration) -> Error {
     Error::new(ErrorCode::RateLimited, detail).retry_after(after)

@@ -16,6 +16,9 @@ use zeroize::Zeroizing;
 /// Longest time that a hash of an imported account may take, as its cost: 2^16 rounds are seconds.
 const MAX_BCRYPT_COST: u32 = 16;
 
+/// How long a request waits for a worker: shorter than callers wait for the answer, so that it hears that it should try again.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// What hashing may cost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PasswordOptions {
@@ -116,18 +119,29 @@ impl Passwords {
         Ok(if known { verdict } else { Verdict::Wrong })
     }
 
+    /// Takes every place, until what is answered is dropped.
+    #[cfg(test)]
+    pub fn occupy(&self) -> tokio::sync::OwnedSemaphorePermit {
+        let places = u32::try_from(self.admitted.available_permits()).unwrap_or(u32::MAX);
+        self.admitted
+            .clone()
+            .try_acquire_many_owned(places)
+            .unwrap()
+    }
+
     async fn work<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T> {
         let closed = |_| Error::defect("the password workers are gone");
         let Ok(admitted) = self.admitted.clone().try_acquire_owned() else {
-            return Err(
-                Error::new(ErrorCode::Unavailable, "too many logins at once, try again")
-                    .retry_after(Duration::from_secs(2)),
-            );
+            return Err(overloaded());
         };
-        let worker = self.workers.clone().acquire_owned().await.map_err(closed)?;
+        let worker = self.workers.clone().acquire_owned();
+        let Ok(worker) = tokio::time::timeout(PATIENCE, worker).await else {
+            return Err(overloaded());
+        };
+        let worker = worker.map_err(closed)?;
         tokio::task::spawn_blocking(move || {
             // Held by the thread itself: a caller who goes away doesn't free the place before the work is done.
             let _held = (admitted, worker);
@@ -136,6 +150,11 @@ impl Passwords {
         .await
         .map_err(Error::internal)
     }
+}
+
+fn overloaded() -> Error {
+    Error::new(ErrorCode::Unavailable, "too many logins at once, try again")
+        .retry_after(Duration::from_secs(2))
 }
 
 fn verify(argon: &Argon2<'_>, password: &[u8], stored: &str) -> Verdict {

@@ -10,6 +10,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use carillon_domain::{
     Clock, DeviceId, Error, ErrorCode, Result, Timestamp, UserId,
     account::{Account, ClientInfo, Identity, Session, Tokens, User},
+    network_of,
     ports::{AccountStore, Bus, Ephemeral, Rotation, SessionStore},
     services::{AuthService, Login, NewAccount},
     signal::{Signal, Topic},
@@ -41,6 +42,13 @@ static LOGINS: LazyLock<IntCounterVec> = LazyLock::new(|| {
 /// Added to the deny-list's times, so that clocks of two machines may differ.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
+/// Pauses before the store is asked what became of a refresh. Together with its own times within a caller's patience.
+const UNKNOWN_PAUSES: [Duration; 3] = [
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+    Duration::from_millis(600),
+];
+
 /// What the auth role can be told.
 #[derive(Clone, Debug)]
 pub struct AuthOptions {
@@ -52,8 +60,10 @@ pub struct AuthOptions {
     pub refresh_ttl: Duration,
     /// What hashing a password may cost.
     pub passwords: PasswordOptions,
-    /// Failed logins per account and address within `failed_login_window`.
+    /// Failed logins per name and address (of IPv6: network of 64 bits) within `failed_login_window`.
     pub max_failed_logins: u64,
+    /// Failed logins per account, from all addresses and under all of its names, within `failed_login_window`.
+    pub max_failed_logins_of_account: u64,
     /// See `max_failed_logins`.
     pub failed_login_window: Duration,
     /// Devices that may be logged in at once; a further login ends the session that was used least lately.
@@ -78,6 +88,7 @@ impl Default for AuthOptions {
             refresh_ttl: Duration::from_secs(7 * 24 * 3600),
             passwords: PasswordOptions::default(),
             max_failed_logins: 10,
+            max_failed_logins_of_account: 100,
             failed_login_window: Duration::from_secs(15 * 60),
             max_devices: 100,
             ticket_ttl: Duration::from_secs(30),
@@ -146,7 +157,11 @@ impl Auth {
                 "access tokens must live 1 s or longer, and refresh tokens longer than they",
             );
         }
-        if options.max_failed_logins == 0 || options.otp_attempts == 0 || options.max_devices == 0 {
+        if options.max_failed_logins == 0
+            || options.max_failed_logins_of_account == 0
+            || options.otp_attempts == 0
+            || options.max_devices == 0
+        {
             return problem("limits of logins, attempts and devices must be at least 1");
         }
         Ok(Self {
@@ -164,41 +179,67 @@ impl Auth {
         crate::jwks(&self.keys)
     }
 
+    #[cfg(test)]
+    pub(crate) fn passwords_for_tests(&self) -> &Passwords {
+        &self.passwords
+    }
+
     async fn try_login(&self, login: Login, client: ClientInfo) -> Result<Tokens> {
         let password = Zeroizing::new(login.password);
         let name = login.login.trim().to_lowercase();
         if name.is_empty() || name.len() > 254 || password.len() > validate::MAX_PASSWORD_BYTES {
             return Err(wrong_login());
         }
-        let failures = limits::key(
-            "failed-logins",
-            &[&name, client.ip.as_deref().unwrap_or("")],
-        );
-        limits::count(
-            self.ports.ephemeral.as_ref(),
-            &failures,
-            Limit {
-                count: self.options.max_failed_logins,
-                window: self.options.failed_login_window,
-            },
-            "too many failed logins, try again later",
-        )
-        .await?;
-        let account = if name.contains('@') {
-            self.ports.accounts.by_email(&name).await?
-        } else {
-            self.ports.accounts.by_username(&name).await?
+        let ephemeral = self.ports.ephemeral.as_ref();
+        let network = network(client.ip.as_deref());
+        let mut tries = limits::Tries::new(ephemeral, self.options.failed_login_window);
+        let by_address = limits::key("failed-logins", &[&name, &network]);
+        tries
+            .count(by_address.clone(), self.options.max_failed_logins)
+            .await?;
+        let checked = self.check_password(&name, password.clone(), &mut tries);
+        let checked = match checked.await {
+            // A wrong password is what is counted.
+            Ok(None) => return Err(wrong_login()),
+            Ok(Some(checked)) => Ok(checked),
+            Err(error) => Err(error),
         };
-        let stored = account.as_ref().and_then(|a| a.password_hash.as_deref());
-        let verdict = self.passwords.verify(password.clone(), stored).await?;
-        let (Some(account), Verdict::Right | Verdict::RightButOutdated) = (account, verdict) else {
-            return Err(wrong_login());
-        };
-        self.ports.ephemeral.remove(&failures).await?;
+        // Neither is a right one, nor what was never found out: a storm of logins must not lock out those who knew theirs.
+        tries.take_back().await;
+        let (account, verdict) = checked?;
+        ephemeral.remove(&by_address).await?;
         if verdict == Verdict::RightButOutdated {
             self.upgrade_hash(&account, password).await;
         }
         self.log_in(account.user, client).await
+    }
+
+    /// The account whose password this is. `None`: there is no such account, or it is another password.
+    async fn check_password(
+        &self,
+        name: &str,
+        password: Zeroizing<String>,
+        tries: &mut limits::Tries<'_>,
+    ) -> Result<Option<(Account, Verdict)>> {
+        let account = if name.contains('@') {
+            self.ports.accounts.by_email(name).await?
+        } else {
+            self.ports.accounts.by_username(name).await?
+        };
+        // From all addresses and under both of its names. Names that nobody has are counted alike, so that a limit tells nothing.
+        let subject = account
+            .as_ref()
+            .map_or_else(|| name.to_owned(), |account| account.user.id.to_string());
+        let by_account = limits::key("failed-logins-of", &[&subject]);
+        tries
+            .count(by_account, self.options.max_failed_logins_of_account)
+            .await?;
+        let stored = account.as_ref().and_then(|a| a.password_hash.as_deref());
+        let verdict = self.passwords.verify(password, stored).await?;
+        Ok(match verdict {
+            Verdict::Wrong => None,
+            Verdict::Right | Verdict::RightButOutdated => account.map(|account| (account, verdict)),
+        })
     }
 
     /// Replaces an imported or outdated hash. A failure changes nothing for the login: the next one tries again.
@@ -546,7 +587,7 @@ impl AuthService for Auth {
             last_seen_at: now,
             ..session
         };
-        match sessions.rotate(&old_hash, &next).await? {
+        match rotate(sessions, &old_hash, &next).await? {
             Rotation::Rotated => Ok(issued.tokens),
             Rotation::Reused => Err(self.reused(&claims).await?),
             Rotation::Unknown => Err(ended()),
@@ -643,6 +684,42 @@ impl AuthService for Auth {
     }
 }
 
+/// Rotates a session's refresh token. When the store doesn't say what came of it, it is asked: a client that is told to try again
+/// with a token that is spent already would look like a thief, and lose its session.
+async fn rotate(
+    sessions: &dyn SessionStore,
+    old_hash: &[u8; 32],
+    next: &Session,
+) -> Result<Rotation> {
+    let mut outcome = sessions.rotate(old_hash, next).await;
+    for pause in UNKNOWN_PAUSES {
+        let Err(error) = &outcome else {
+            return outcome;
+        };
+        tracing::warn!(%error, cause = error.cause_chain(), "the outcome of a refresh is not known");
+        tokio::time::sleep(pause).await;
+        match sessions.get(next.user, next.device).await {
+            Ok(Some(now)) if now.refresh_hash == next.refresh_hash => {
+                return Ok(Rotation::Rotated);
+            }
+            Ok(Some(now)) if now.refresh_hash == *old_hash => {
+                outcome = sessions.rotate(old_hash, next).await;
+            }
+            Ok(Some(_)) => return Ok(Rotation::Reused),
+            Ok(None) => return Ok(Rotation::Unknown),
+            Err(_) => {}
+        }
+    }
+    // A try may have gone through after its answer was given up, and the next one found the new hash.
+    if matches!(outcome, Ok(Rotation::Reused))
+        && let Ok(Some(now)) = sessions.get(next.user, next.device).await
+        && now.refresh_hash == next.refresh_hash
+    {
+        return Ok(Rotation::Rotated);
+    }
+    outcome
+}
+
 fn counted(result: Result<Tokens>) -> Result<Tokens> {
     let outcome = match result.as_ref().map_err(|error| error.code) {
         Ok(_) => "success",
@@ -658,6 +735,15 @@ fn counted(result: Result<Tokens>) -> Result<Tokens> {
 /// The same for an unknown name and a wrong password.
 fn wrong_login() -> Error {
     Error::unauthenticated("the login or the password is wrong")
+}
+
+/// The network that counts as one guesser. What is no address (callers are free to leave it out) counts as it is.
+fn network(ip: Option<&str>) -> String {
+    let text = ip.unwrap_or_default();
+    text.parse().map_or_else(
+        |_| text.to_owned(),
+        |address| network_of(address).to_string(),
+    )
 }
 
 fn wrong_code() -> Error {

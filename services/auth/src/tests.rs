@@ -46,6 +46,8 @@ impl TestClock {
 struct CuttableSessions {
     inner: Arc<dyn SessionStore>,
     cut: AtomicBool,
+    /// Answers of rotations that are lost, and whether the rotation takes place before that.
+    lost: parking_lot::Mutex<Vec<bool>>,
 }
 
 impl CuttableSessions {
@@ -66,7 +68,14 @@ impl SessionStore for CuttableSessions {
         self.reach()?.get(user, device).await
     }
     async fn rotate(&self, old_hash: &[u8; 32], next: &Session) -> Result<Rotation> {
-        self.reach()?.rotate(old_hash, next).await
+        let lost = self.lost.lock().pop();
+        if lost != Some(false) {
+            let done = self.reach()?.rotate(old_hash, next).await;
+            if lost.is_none() {
+                return done;
+            }
+        }
+        Err(Error::new(ErrorCode::Unavailable, "no answer in time"))
     }
     async fn remove(&self, user: UserId, device: DeviceId) -> Result<Option<Session>> {
         self.reach()?.remove(user, device).await
@@ -123,6 +132,7 @@ impl World {
         let sessions = Arc::new(CuttableSessions {
             inner: stores.sessions.clone(),
             cut: AtomicBool::new(false),
+            lost: parking_lot::Mutex::default(),
         });
         let ports = Ports {
             accounts: stores.accounts.clone(),
@@ -329,6 +339,78 @@ async fn failed_logins_are_bounded() {
     assert!(world.login_from("a", "ann", PASSWORD).await.is_ok());
 }
 
+/// AUTH-02: what was never found out to be wrong isn't counted: a storm of logins locks nobody out who knows their password.
+#[tokio::test]
+async fn overload_is_no_failed_login() {
+    let world = World::new();
+    world.register("ann").await.unwrap();
+    let keys = SigningKeys::from_pem([&world.pem]).unwrap();
+    let full = AuthOptions {
+        passwords: PasswordOptions {
+            workers: 1,
+            waiting: 0,
+            ..options().passwords
+        },
+        ..options()
+    };
+    let full = Auth::new(full, world.ports.clone(), keys, None).unwrap();
+    let _busy = full.passwords_for_tests().occupy();
+    for _ in 0..10 {
+        let login = Login {
+            login: "ann".to_owned(),
+            password: PASSWORD.to_owned(),
+        };
+        let client = ClientInfo {
+            ip: Some("192.0.2.1".to_owned()),
+            ..ClientInfo::default()
+        };
+        assert_eq!(
+            code(full.login(login, client).await),
+            ErrorCode::Unavailable
+        );
+    }
+    world.login("ann").await;
+}
+
+/// AUTH-02: addresses of one IPv6 network are one guesser, and an account has a limit over all addresses and both of its names.
+#[tokio::test]
+async fn guesses_are_bounded_however_they_come() {
+    let world = World::new();
+    world.register("ann").await.unwrap();
+    let wrong = |ip: String, name: &'static str| {
+        let world = &world;
+        async move { code(world.login_from(&ip, name, "wrong").await) }
+    };
+    for host in 1..=3 {
+        let ip = format!("2001:db8::{host}");
+        assert_eq!(wrong(ip, "ann").await, ErrorCode::Unauthenticated);
+    }
+    let same = wrong("2001:db8::ffff:4".to_owned(), "ann").await;
+    assert_eq!(same, ErrorCode::RateLimited);
+    assert!(
+        world
+            .login_from("2001:db8:0:1::1", "ann", PASSWORD)
+            .await
+            .is_ok()
+    );
+
+    for host in 3..100 {
+        let name = if host % 2 == 0 {
+            "ann"
+        } else {
+            "ann@example.com"
+        };
+        let outcome = wrong(format!("192.0.2.{host}"), name).await;
+        assert_eq!(outcome, ErrorCode::Unauthenticated, "{host}");
+    }
+    for name in ["ann", "ann@example.com"] {
+        let outcome = world.login_from("198.51.100.1", name, PASSWORD).await;
+        assert_eq!(code(outcome), ErrorCode::RateLimited);
+    }
+    world.clock.advance(Duration::from_secs(15 * 60 + 1));
+    world.login("ann").await;
+}
+
 /// AUTH-11: an imported account logs in with its old hash, and has a new one afterwards.
 #[tokio::test]
 async fn imported_hashes_are_upgraded_at_login() {
@@ -438,6 +520,29 @@ async fn refresh_rotates() {
     let stored = serde_json::to_string(&session).unwrap();
     assert!(!stored.contains(&second.refresh_token));
     assert!(world.auth.refresh(&second.refresh_token).await.is_ok());
+}
+
+/// AUTH-05: a refresh whose outcome the store didn't tell, whether it took place or not, costs nobody their session.
+#[tokio::test]
+async fn an_unknown_outcome_of_a_refresh_is_found_out() {
+    let world = World::new();
+    world.register("ann").await.unwrap();
+    for lost in [
+        vec![true],
+        vec![false],
+        vec![true, false],
+        vec![false, false],
+    ] {
+        let first = world.login("ann").await;
+        *world.sessions.lost.lock() = lost.clone();
+        let second = world.auth.refresh(&first.refresh_token).await;
+        let second = second.unwrap_or_else(|error| panic!("{lost:?}: {error}"));
+        assert!(world.who(&second).await.is_ok());
+        assert!(world.auth.refresh(&second.refresh_token).await.is_ok());
+        // And a spent one is still a spent one.
+        assert!(world.auth.refresh(&first.refresh_token).await.is_err());
+        assert!(world.is_refused(&second).await);
+    }
 }
 
 /// AUTH-05: an old token ends the device's session and every token of it, and no other device's.

@@ -103,6 +103,10 @@ impl TokenVerifier for Verifier {
         refuse_revoked(self.sessions.as_ref(), &identity).await?;
         Ok(identity)
     }
+
+    async fn check_revocation(&self, who: &Identity) -> Result<()> {
+        refuse_revoked(self.sessions.as_ref(), who).await
+    }
 }
 
 /// Asks the deny-list. It holds token ids and, since a device may have more than one live access token (one from before its

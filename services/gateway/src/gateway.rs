@@ -7,7 +7,7 @@ use tokio::{net::TcpListener, sync::OnceCell};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    edge::{AllowedOrigins, Limits},
+    edge::{AllowedOrigins, Limits, Transfers},
     hub::Hub,
     metrics,
     options::{GatewayOptions, Services},
@@ -24,6 +24,8 @@ pub struct AppState {
     pub services: Services,
     pub chat: Chat,
     pub limits: Limits,
+    pub uploads: Transfers,
+    pub downloads: Transfers,
     pub origins: AllowedOrigins,
     pub jwks_json: String,
     /// Made by the first socket, since it needs the bus.
@@ -74,6 +76,8 @@ impl Gateway {
             app: Arc::new(AppState {
                 chat: Chat::new(services.messages.clone()),
                 limits: Limits::new(&options),
+                uploads: Transfers::new(options.upload_bytes_at_once),
+                downloads: Transfers::new(options.download_bytes_at_once),
                 origins: AllowedOrigins::new(&options.allowed_origins),
                 readiness: rest::Readiness::new(options.probes.clone()),
                 hub: OnceCell::new(),

@@ -16,6 +16,7 @@ mod page;
 mod rest;
 mod serve;
 mod socket;
+mod stalled;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -10,6 +10,7 @@ use carillon_domain::{
         TokenVerifier,
     },
 };
+use ipnet::IpNet;
 
 /// The largest frame that may be configured (RT-07).
 const MAX_FRAME_CAP: usize = 1024 * 1024;
@@ -25,6 +26,10 @@ pub struct GatewayOptions {
     pub max_body_bytes: usize,
     /// Largest uploaded file, in bytes.
     pub max_upload_bytes: usize,
+    /// Bytes of uploads in memory at once; further ones are refused with a time to try again. One user has at most a quarter.
+    pub upload_bytes_at_once: usize,
+    /// The same for downloads, which are read piece by piece as the client takes them.
+    pub download_bytes_at_once: usize,
     /// How often the server pings a socket.
     pub heartbeat: Duration,
     /// A socket without any frame for this long is dead.
@@ -53,9 +58,10 @@ pub struct GatewayOptions {
     pub requests_in_flight: usize,
     /// Open connections, sockets among them, at most; more are closed at once.
     pub max_connections: usize,
-    /// Take the client's address from the last entry of `X-Forwarded-For`: only behind a proxy that sets it.
-    pub trust_forwarded_for: bool,
-    /// Clients reach the gateway by TLS: send HSTS, mark cookies secure.
+    /// Networks of the proxies before the gateway: from these, and from nobody else, `X-Forwarded-For` and `X-Forwarded-Proto` are
+    /// believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Clients reach the gateway by TLS: send HSTS. Behind a trusted proxy its `X-Forwarded-Proto` says so too.
     pub tls: bool,
     /// Name of the cookie that may carry an access token on a socket's handshake.
     pub cookie: String,
@@ -74,6 +80,8 @@ impl Default for GatewayOptions {
             max_frame_bytes: 64 * 1024,
             max_body_bytes: 256 * 1024,
             max_upload_bytes: 4 * 1024 * 1024,
+            upload_bytes_at_once: 128 * 1024 * 1024,
+            download_bytes_at_once: 64 * 1024 * 1024,
             heartbeat: Duration::from_secs(30),
             dead_after: Duration::from_secs(90),
             send_buffer: 256,
@@ -87,7 +95,7 @@ impl Default for GatewayOptions {
             message_burst: 20,
             requests_in_flight: 32,
             max_connections: 200_000,
-            trust_forwarded_for: false,
+            trusted_proxies: Vec::new(),
             tls: false,
             cookie: "jwt".to_owned(),
             presence_renewal: Duration::from_secs(15),

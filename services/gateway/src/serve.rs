@@ -21,12 +21,15 @@ use tower::ServiceExt;
 use crate::{
     edge::{PeerAddress, forget_idle_clients},
     gateway::App,
+    stalled::Unstalled,
 };
 
 /// How long a client may take to send the head of a request, and a connection may idle between requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest head of a request; also hyper's read buffer, whose least is 8 KiB.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// How long a client may take nothing of what is written to it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often idle clients are dropped from the limits.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
 /// After the drain time: closing handshakes may take this long.
@@ -142,7 +145,10 @@ async fn connection<S>(
     // Small frames must not wait for each other.
     let _ = stream.set_nodelay(true);
     let serving = builder
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+        .serve_connection(
+            TokioIo::new(Unstalled::new(stream, WRITE_TIMEOUT)),
+            TowerToHyperService::new(service),
+        )
         .with_upgrades();
     let mut serving = std::pin::pin!(serving);
     tokio::select! {

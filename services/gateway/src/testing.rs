@@ -51,6 +51,7 @@ pub struct Town {
     /// How often somebody's rooms were listed.
     pub listings: AtomicUsize,
     pub store_down: AtomicBool,
+    refusals: AtomicUsize,
     tickets: Mutex<HashMap<String, Identity>>,
     ended: Mutex<HashSet<DeviceId>>,
     pub leases: Mutex<Vec<Lease>>,
@@ -173,9 +174,15 @@ impl Town {
 
     fn up(&self) -> Result<()> {
         if self.store_down.load(Ordering::Relaxed) {
+            self.refusals.fetch_add(1, Ordering::Relaxed);
             return Err(Error::new(ErrorCode::Unavailable, "store is not available"));
         }
         Ok(())
+    }
+
+    /// Questions that were not answered because the store was down.
+    pub fn refusals(&self) -> usize {
+        self.refusals.load(Ordering::Relaxed)
     }
 
     fn member(&self, room: RoomId, user: UserId) -> Result<()> {
@@ -356,6 +363,14 @@ impl TokenVerifier for Town {
             return Err(Error::unauthenticated("the access token has ended"));
         }
         Ok(identity)
+    }
+
+    async fn check_revocation(&self, who: &Identity) -> Result<()> {
+        self.up()?;
+        if self.ended.lock().contains(&who.device) {
+            return Err(Error::unauthenticated("the token was revoked"));
+        }
+        Ok(())
     }
 }
 
@@ -748,6 +763,10 @@ impl PresenceService for Town {
                 last_seen: None,
             })
             .collect())
+    }
+
+    async fn visible(&self, _viewer: UserId, users: &[UserId]) -> Result<Vec<Presence>> {
+        self.get(users).await
     }
 }
 

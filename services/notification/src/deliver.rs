@@ -25,7 +25,7 @@ use crate::{
 static DELIVERIES: LazyLock<IntCounterVec> = LazyLock::new(|| {
     int_counter(
         "carillon_push_deliveries_total",
-        "Deliveries to devices, by provider and outcome: delivered, gone, rejected, retry, repeated.",
+        "Deliveries to devices, by provider and outcome: delivered, gone, rejected, retry, repeated, limited.",
         &["provider", "outcome"],
     )
 });
@@ -53,6 +53,8 @@ pub(crate) enum Outcome {
     Retry(Duration),
     /// It was delivered before.
     Repeated,
+    /// The recipient got too many just now.
+    Limited,
 }
 
 impl Outcome {
@@ -63,6 +65,7 @@ impl Outcome {
             Self::Rejected => "rejected",
             Self::Retry(_) => "retry",
             Self::Repeated => "repeated",
+            Self::Limited => "limited",
         }
     }
 
@@ -98,7 +101,7 @@ impl Providers {
             check_base(&fcm.base_url, "FCM")?;
         }
         Ok(Self {
-            clients: Clients::new(options.request_timeout)?,
+            clients: Clients::new(options.request_timeout, options.strangers_timeout)?,
             web_push: options.web_push,
             fcm: options.fcm.map(Fcm::new).transpose()?,
             clock,
@@ -119,7 +122,20 @@ impl Providers {
         endpoint::check(endpoint, base)
     }
 
-    pub async fn deliver(&self, job: &PushJob, target: &PushTarget) -> Outcome {
+    /// The origin of an endpoint that a stranger named. `None` for targets whose address the operator of the cluster configured, and
+    /// for those that aren't called at all.
+    pub fn strangers_origin(&self, target: &PushTarget) -> Option<String> {
+        if target.provider != PushProvider::WebPush || self.web_push.is_none() {
+            return None;
+        }
+        match self.check_endpoint(&target.token) {
+            Ok((url, Trust::Public)) => Some(url.origin().ascii_serialization()),
+            _ => None,
+        }
+    }
+
+    /// What came of it; `None` when there was no answer.
+    pub async fn deliver(&self, job: &PushJob, target: &PushTarget) -> Option<Outcome> {
         let provider = target.provider.as_str();
         let span = tracing::info_span!(
             "push.deliver",
@@ -134,33 +150,34 @@ impl Providers {
             let outcome = match target.provider {
                 PushProvider::WebPush => self.web_push(job, target).await,
                 PushProvider::Fcm => self.fcm(job, target).await,
-                PushProvider::Apns => Outcome::Rejected,
+                PushProvider::Apns => Some(Outcome::Rejected),
             };
             timer.observe_duration();
-            tracing::Span::current().record("push.outcome", outcome.as_str());
+            let recorded = outcome.map_or("no answer", Outcome::as_str);
+            tracing::Span::current().record("push.outcome", recorded);
             outcome
         }
         .instrument(span)
         .await
     }
 
-    async fn web_push(&self, job: &PushJob, target: &PushTarget) -> Outcome {
+    async fn web_push(&self, job: &PushJob, target: &PushTarget) -> Option<Outcome> {
         let Some(options) = &self.web_push else {
-            return Outcome::Rejected;
+            return Some(Outcome::Rejected);
         };
         let keys = (target.p256dh.as_deref(), target.auth.as_deref());
         let (Some(p256dh), Some(auth)) = keys else {
-            return Outcome::Rejected;
+            return Some(Outcome::Rejected);
         };
         // Checked when it was registered; the configuration may have changed since.
         let Ok((url, trust)) = self.check_endpoint(&target.token) else {
-            return Outcome::Rejected;
+            return Some(Outcome::Rejected);
         };
         let Ok(subscription) = Subscription::parse(p256dh, auth) else {
-            return Outcome::Rejected;
+            return Some(Outcome::Rejected);
         };
         let Ok(body) = subscription.encrypt(&payload(job)) else {
-            return Outcome::Rejected;
+            return Some(Outcome::Rejected);
         };
         let authorization =
             options
@@ -176,21 +193,21 @@ impl Providers {
             .header("content-type", "application/octet-stream")
             .header("authorization", authorization)
             .body(body);
-        self.judge(http::send(request).await, |answer| {
+        self.judge(http::send_off(request).await, |answer| {
             matches!(answer.status, StatusCode::NOT_FOUND | StatusCode::GONE)
         })
     }
 
-    async fn fcm(&self, job: &PushJob, target: &PushTarget) -> Outcome {
+    async fn fcm(&self, job: &PushJob, target: &PushTarget) -> Option<Outcome> {
         let Some(fcm) = &self.fcm else {
-            return Outcome::Rejected;
+            return Some(Outcome::Rejected);
         };
         let bearer = match fcm.bearer(&self.clients, self.clock.now()).await {
             Ok(bearer) => bearer,
             Err(error) => {
                 // Credentials that don't work are the operator's to repair; jobs wait and are dead-lettered, not lost.
                 tracing::error!(error = &error as &dyn std::error::Error, "no access to FCM");
-                return Outcome::Retry(RETRY_AFTER);
+                return Some(Outcome::Retry(RETRY_AFTER));
             }
         };
         let request = self
@@ -199,12 +216,12 @@ impl Providers {
             .post(fcm.send_url().clone())
             .bearer_auth(bearer)
             .json(&fcm::message(&target.token, job));
-        let answer = http::send(request).await;
+        let answer = http::send_off(request).await;
         if let Ok(answer) = &answer
             && answer.status == StatusCode::UNAUTHORIZED
         {
             fcm.forget_bearer();
-            return Outcome::Retry(RETRY_AFTER);
+            return Some(Outcome::Retry(RETRY_AFTER));
         }
         self.judge(answer, |answer| match answer.status {
             StatusCode::GONE => true,
@@ -217,18 +234,18 @@ impl Providers {
         &self,
         answer: Result<Answer, Failure>,
         is_gone: impl FnOnce(&Answer) -> bool,
-    ) -> Outcome {
+    ) -> Option<Outcome> {
         let answer = match answer {
             Ok(answer) => answer,
-            Err(Failure::NotPublic) => return Outcome::Rejected,
+            Err(Failure::NotPublic) => return Some(Outcome::Rejected),
             Err(failure) => {
                 tracing::debug!(error = &failure as &dyn std::error::Error, "no answer");
-                return Outcome::Retry(RETRY_AFTER);
+                return None;
             }
         };
         let status = answer.status;
         tracing::Span::current().record("http.response.status_code", status.as_u16());
-        if status.is_success() {
+        Some(if status.is_success() {
             Outcome::Delivered
         } else if is_gone(&answer) {
             Outcome::Gone
@@ -241,7 +258,7 @@ impl Providers {
         } else {
             tracing::warn!(status = status.as_u16(), "a push was rejected");
             Outcome::Rejected
-        }
+        })
     }
 }
 

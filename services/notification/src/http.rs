@@ -3,7 +3,7 @@
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 use carillon_domain::Timestamp;
-use reqwest::{Client, RequestBuilder, StatusCode, header::HeaderMap};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, header::HeaderMap};
 
 use crate::{
     endpoint::{NotPublic, PublicOnly, Trust},
@@ -41,9 +41,10 @@ pub(crate) enum Failure {
 // === impl Clients ===
 
 impl Clients {
-    pub fn new(timeout: Duration) -> Result<Self, OptionsError> {
+    /// With the longest times that a request may take.
+    pub fn new(timeout: Duration, strangers_timeout: Duration) -> Result<Self, OptionsError> {
         let tls = tls()?;
-        let builder = || {
+        let builder = |timeout| {
             Client::builder()
                 .tls_backend_preconfigured(tls.clone())
                 .redirect(reqwest::redirect::Policy::none())
@@ -54,10 +55,10 @@ impl Clients {
         };
         let made = |builder: reqwest::ClientBuilder| builder.build().map_err(OptionsError::Client);
         Ok(Self {
-            configured: made(builder())?,
+            configured: made(builder(timeout))?,
             // A proxy would resolve names itself, and so around the check.
             public: made(
-                builder()
+                builder(strangers_timeout)
                     .no_proxy()
                     .https_only(true)
                     .dns_resolver(PublicOnly),
@@ -86,7 +87,23 @@ fn tls() -> Result<rustls::ClientConfig, OptionsError> {
 
 /// Sends a request and reads the answer.
 pub(crate) async fn send(request: RequestBuilder) -> Result<Answer, Failure> {
-    let mut response = request.send().await.map_err(failure)?;
+    read(request.send().await.map_err(failure)?).await
+}
+
+/// The same for a request whose success says all by its status: its body may take its time, and isn't waited for.
+pub(crate) async fn send_off(request: RequestBuilder) -> Result<Answer, Failure> {
+    let response = request.send().await.map_err(failure)?;
+    if response.status().is_success() {
+        return Ok(Answer {
+            status: response.status(),
+            headers: response.headers().clone(),
+            body: Vec::new(),
+        });
+    }
+    read(response).await
+}
+
+async fn read(mut response: Response) -> Result<Answer, Failure> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(failure)? {
         let room = MAX_ANSWER_BYTES - body.len();

@@ -15,6 +15,10 @@ pub struct NotificationOptions {
     pub fcm: Option<FcmOptions>,
     /// Longest time for one request to a provider, from connecting to the last byte of the answer.
     pub request_timeout: Duration,
+    /// The same for endpoints that strangers named: one that never answers holds a place of a job so long.
+    pub strangers_timeout: Duration,
+    /// Messages per minute that one person gets pushes for; further ones are dropped.
+    pub pushes_per_user_and_minute: u64,
     /// Requests under way at once for one job.
     pub deliveries_at_once: usize,
 }
@@ -25,6 +29,8 @@ impl Default for NotificationOptions {
             web_push: None,
             fcm: None,
             request_timeout: Duration::from_secs(10),
+            strangers_timeout: Duration::from_secs(3),
+            pushes_per_user_and_minute: 60,
             deliveries_at_once: 8,
         }
     }

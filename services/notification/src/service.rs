@@ -1,17 +1,17 @@
 //! The notification role: registers targets and works on push jobs.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use carillon_domain::{
-    Clock, Error, ErrorCode, Result,
+    Clock, Error, ErrorCode, Result, UserId,
     account::Identity,
-    ports::{Ephemeral, JobHandler, JobOutcome, PushQueue, PushTargetStore},
+    ports::{Ephemeral, JobHandler, JobOutcome, PushQueue, PushTargetStore, SessionStore},
     push::{PushJob, PushProvider, PushTarget},
     services::{NewPushTarget, NotificationService},
 };
 use carillon_telemetry::propagation;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -28,6 +28,13 @@ const MAX_TOKEN_BYTES: usize = 4096;
 const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 3600);
 /// Users whose targets are read at once.
 const USERS_PER_READ: usize = 200;
+/// The window of counters.
+const MINUTE: Duration = Duration::from_secs(60);
+/// How long a recipient's endpoints, and a host, are left alone after they didn't answer.
+const SLOW_USER: Duration = Duration::from_secs(300);
+const SLOW_ORIGIN: Duration = Duration::from_secs(60);
+/// Requests of one host without an answer within a minute after which it is left alone for everybody.
+const UNANSWERED: u64 = 10;
 /// When one of our own stores isn't there.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -36,20 +43,23 @@ pub struct NotificationRole {
     targets: Arc<dyn PushTargetStore>,
     queue: Arc<dyn PushQueue>,
     ephemeral: Arc<dyn Ephemeral>,
+    sessions: Arc<dyn SessionStore>,
     providers: Providers,
     /// How long a delivery may be under way before another consumer may try it.
     under_way: Duration,
     deliveries_at_once: usize,
+    pushes_per_user: u64,
 }
 
 // === impl NotificationRole ===
 
 impl NotificationRole {
-    /// Opens no connection yet.
+    /// Opens no connection yet. `sessions` says which devices are still logged in: no other gets a push.
     pub fn new(
         targets: Arc<dyn PushTargetStore>,
         queue: Arc<dyn PushQueue>,
         ephemeral: Arc<dyn Ephemeral>,
+        sessions: Arc<dyn SessionStore>,
         clock: Arc<dyn Clock>,
         options: NotificationOptions,
     ) -> std::result::Result<Self, OptionsError> {
@@ -57,6 +67,8 @@ impl NotificationRole {
             targets,
             queue,
             ephemeral,
+            sessions,
+            pushes_per_user: options.pushes_per_user_and_minute,
             // FCM may need two requests.
             under_way: 2 * options.request_timeout + Duration::from_secs(10),
             deliveries_at_once: options.deliveries_at_once.max(1),
@@ -74,7 +86,7 @@ impl NotificationRole {
     async fn work(&self, job: &PushJob) -> JobOutcome {
         let mut retry: Option<Duration> = None;
         for users in job.recipients.chunks(USERS_PER_READ) {
-            let targets = match self.targets.of_users(users).await {
+            let targets = match self.live_targets(users).await {
                 Ok(targets) => targets,
                 Err(error) => {
                     tracing::warn!(%error, cause = error.cause_chain(), "push targets not read");
@@ -93,6 +105,61 @@ impl NotificationRole {
             }
         }
         retry.map_or(JobOutcome::Done, JobOutcome::Retry)
+    }
+
+    /// Where pushes for these people go now: to devices that are logged in, once to each place, and not to people who had more
+    /// than their share of the last minute.
+    async fn live_targets(&self, users: &[UserId]) -> Result<Vec<PushTarget>> {
+        let targets = self.targets.of_users(users).await?;
+        let checked: Vec<(PushTarget, bool)> = futures::stream::iter(targets)
+            .map(|target| async move {
+                let session = self.sessions.get(target.user, target.device).await?;
+                Ok::<_, Error>((target, session.is_some()))
+            })
+            .buffered(self.deliveries_at_once)
+            .try_collect()
+            .await?;
+        let mut live = Vec::new();
+        let mut stale = Vec::new();
+        for (target, is_live) in checked {
+            if is_live {
+                live.push(target);
+            } else {
+                // However the session ended: the device's next person, or a thief, must not read on.
+                stale.push(target);
+            }
+        }
+        // A browser that logged in again is a new device with the same subscription. Ids of devices grow: the newest counts.
+        live.sort_by_key(|target| std::cmp::Reverse(target.device));
+        let mut places = HashSet::new();
+        let (mut live, repeated): (Vec<_>, Vec<_>) = live.into_iter().partition(|target| {
+            places.insert((target.user, target.provider, target.token.clone()))
+        });
+        stale.extend(repeated);
+        for target in &stale {
+            self.forget(target).await?;
+            Outcome::Gone.count(target.provider);
+        }
+        let mut over = HashSet::new();
+        for user in live
+            .iter()
+            .map(|target| target.user)
+            .collect::<HashSet<_>>()
+        {
+            let key = format!("push:user:{user}");
+            let count = self.ephemeral.increment(&key, MINUTE).await?;
+            if count > self.pushes_per_user {
+                over.insert(user);
+            }
+        }
+        live.retain(|target| {
+            let taken = !over.contains(&target.user);
+            if !taken {
+                Outcome::Limited.count(target.provider);
+            }
+            taken
+        });
+        Ok(live)
     }
 
     /// Delivers to one device unless it was done before. "Done" is remembered for a day; "under way" only as long as a request
@@ -125,17 +192,43 @@ impl NotificationRole {
             self.ephemeral.remove(&under_way).await?;
             return Ok(Outcome::Repeated);
         }
-        let outcome = self.providers.deliver(job, target).await;
+        let outcome = self.deliver_unless_slow(job, target).await?;
         match outcome {
             // A rejected job isn't tried on this device again when another device's retry brings it back.
             Outcome::Delivered | Outcome::Rejected => {
                 self.ephemeral.put(&done, b"1", REMEMBERED_FOR).await?;
             }
             Outcome::Gone => self.forget(target).await?,
-            Outcome::Retry(_) | Outcome::Repeated => {}
+            Outcome::Retry(_) | Outcome::Repeated | Outcome::Limited => {}
         }
         self.ephemeral.remove(&under_way).await?;
         Ok(outcome)
+    }
+
+    /// Endpoints that strangers named and that don't answer are left alone for a while: waiting for one takes a place that the pushes
+    /// of others need. What counts is the recipient, since names of hosts are free; and the host when many recipients have it.
+    async fn deliver_unless_slow(&self, job: &PushJob, target: &PushTarget) -> Result<Outcome> {
+        let Some(origin) = self.providers.strangers_origin(target) else {
+            let delivery = self.providers.deliver(job, target).await;
+            return Ok(delivery.unwrap_or(Outcome::Retry(RETRY_AFTER)));
+        };
+        let origin = hex::encode(Sha256::digest(origin));
+        let of_user = format!("push:slow:{}", target.user);
+        let of_origin = format!("push:slow:{origin}");
+        for (mark, pause) in [(&of_user, SLOW_USER), (&of_origin, SLOW_ORIGIN)] {
+            if self.ephemeral.get(mark).await?.is_some() {
+                return Ok(Outcome::Retry(pause));
+            }
+        }
+        if let Some(outcome) = self.providers.deliver(job, target).await {
+            return Ok(outcome);
+        }
+        self.ephemeral.put(&of_user, b"1", SLOW_USER).await?;
+        let unanswered = format!("push:unanswered:{origin}");
+        if self.ephemeral.increment(&unanswered, MINUTE).await? >= UNANSWERED {
+            self.ephemeral.put(&of_origin, b"1", SLOW_ORIGIN).await?;
+        }
+        Ok(Outcome::Retry(SLOW_USER))
     }
 
     /// Drops a target that its provider doesn't know any more, unless the device has registered another meanwhile.

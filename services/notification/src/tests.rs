@@ -19,7 +19,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use carillon_adapters::embedded;
 use carillon_domain::{
     Clock, DeviceId, Error, ErrorCode, MessageId, Result, RoomId, Sequence, Timestamp, UserId,
-    account::Identity,
+    account::{ClientInfo, Identity, Session},
     ports::{JobHandler, JobOutcome},
     push::{PushJob, PushProvider, PushTarget},
     services::{NewPushTarget, NotificationService},
@@ -237,20 +237,47 @@ impl World {
         }
     }
 
-    async fn web_target(&self, browser: &Browser, path: &str) -> Identity {
-        let who = identity();
-        let target = NewPushTarget {
-            provider: PushProvider::WebPush,
-            token: self.receiver.url.join(path).unwrap().into(),
-            p256dh: Some(URL_SAFE_NO_PAD.encode(browser.public())),
-            auth: Some(URL_SAFE_NO_PAD.encode(browser.auth)),
+    /// Logs a device in.
+    async fn log_in(&self, user: UserId) -> Identity {
+        let who = Identity { user, ..identity() };
+        let session = Session {
+            user,
+            device: who.device,
+            refresh_hash: [0; 32],
+            access_token_id: who.token_id,
+            access_expires_at: Timestamp(self.clock.now().0 + 900_000),
+            expires_at: Timestamp(self.clock.now().0 + 7 * 86_400_000),
+            created_at: self.clock.now(),
+            last_seen_at: self.clock.now(),
+            client: ClientInfo::default(),
         };
-        self.role.register(&who, target).await.unwrap();
+        self.stores.sessions.put(&session).await.unwrap();
         who
     }
 
+    async fn web_target(&self, browser: &Browser, path: &str) -> Identity {
+        let who = self.log_in(UserId::new()).await;
+        self.subscribe(
+            &who,
+            browser,
+            self.receiver.url.join(path).unwrap().as_str(),
+        )
+        .await;
+        who
+    }
+
+    async fn subscribe(&self, who: &Identity, browser: &Browser, endpoint: &str) {
+        let target = NewPushTarget {
+            provider: PushProvider::WebPush,
+            token: endpoint.to_owned(),
+            p256dh: Some(URL_SAFE_NO_PAD.encode(browser.public())),
+            auth: Some(URL_SAFE_NO_PAD.encode(browser.auth)),
+        };
+        self.role.register(who, target).await.unwrap();
+    }
+
     async fn fcm_target(&self, token: &str) -> Identity {
-        let who = identity();
+        let who = self.log_in(UserId::new()).await;
         self.role.register(&who, fcm(token)).await.unwrap();
         who
     }
@@ -273,6 +300,7 @@ fn role(
         stores.push_targets.clone(),
         stores.push_queue.clone(),
         stores.ephemeral.clone(),
+        stores.sessions.clone(),
         clock.clone(),
         options,
     );
@@ -739,4 +767,96 @@ async fn jobs_are_consumed_from_the_queue() {
     stop.cancel();
     running.await.unwrap().unwrap();
     assert!(world.receiver.received().is_empty());
+}
+
+/// NOTIF-03: a device whose session ended, however, gets nothing more, and its target is dropped.
+#[tokio::test]
+async fn logged_out_devices_get_no_push() {
+    let mut world = World::new().await;
+    let browser = Browser::new();
+    let who = world.web_target(&browser, "a").await;
+    let sessions = world.stores.sessions.clone();
+    sessions.remove(who.user, who.device).await.unwrap();
+    assert_eq!(world.role.handle(job(&[&who])).await, JobOutcome::Done);
+    assert!(world.receiver.received().is_empty());
+    assert!(world.targets(&who).await.is_empty());
+
+    let who = world.web_target(&browser, "b").await;
+    world.clock.0.fetch_add(8 * 86_400_000, Ordering::SeqCst);
+    assert_eq!(world.role.handle(job(&[&who])).await, JobOutcome::Done);
+    assert!(world.receiver.received().is_empty());
+    assert!(world.targets(&who).await.is_empty());
+}
+
+/// NOTIF-02: a browser that logged in again has one subscription, and gets a message once.
+#[tokio::test]
+async fn one_subscription_of_several_logins_gets_one_push() {
+    let mut world = World::new().await;
+    let browser = Browser::new();
+    let first = world.web_target(&browser, "a").await;
+    let again = world.log_in(first.user).await;
+    let endpoint = world.receiver.url.join("a").unwrap();
+    world.subscribe(&again, &browser, endpoint.as_str()).await;
+    assert_eq!(world.targets(&first).await.len(), 2);
+    assert_eq!(world.role.handle(job(&[&first])).await, JobOutcome::Done);
+    assert_eq!(world.receiver.received().len(), 1);
+    let left = world.targets(&first).await;
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].device, again.device, "the newest");
+}
+
+/// NOTIF-02: an endpoint that doesn't answer is asked once, then its owner's are left alone for a while; pushes of others go on.
+#[tokio::test]
+async fn silent_endpoints_are_left_alone() {
+    let mut world = World::new().await;
+    let browser = Browser::new();
+    let slow = world.log_in(UserId::new()).await;
+    // A name that nobody can have (RFC 6761).
+    world
+        .subscribe(&slow, &browser, "https://push.invalid/x")
+        .await;
+    let pause = Duration::from_secs(300);
+    let first = job(&[&slow]);
+    assert_eq!(
+        world.role.handle(first.clone()).await,
+        JobOutcome::Retry(pause)
+    );
+    let mark = format!("push:slow:{}", slow.user);
+    let ephemeral = world.stores.ephemeral.clone();
+    assert!(ephemeral.get(&mark).await.unwrap().is_some());
+    // What nobody is asked while the mark is there, the counter of unanswered requests shows.
+    let origin = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(
+        "https://push.invalid",
+    ));
+    let unanswered = format!("push:unanswered:{origin}");
+    for _ in 0..3 {
+        assert_eq!(
+            world.role.handle(job(&[&slow])).await,
+            JobOutcome::Retry(pause)
+        );
+    }
+    let minute = Duration::from_secs(60);
+    assert_eq!(ephemeral.increment(&unanswered, minute).await.unwrap(), 2);
+
+    let other = world.web_target(&browser, "a").await;
+    assert_eq!(world.role.handle(job(&[&other])).await, JobOutcome::Done);
+    assert_eq!(world.receiver.received().len(), 1);
+}
+
+/// NOTIF-02: one person's pushes are bounded, and nobody else's are concerned.
+#[tokio::test]
+async fn pushes_of_one_person_are_bounded() {
+    let mut world = World::new().await;
+    let browser = Browser::new();
+    let who = world.web_target(&browser, "a").await;
+    let other = world.web_target(&browser, "b").await;
+    for _ in 0..70 {
+        assert_eq!(world.role.handle(job(&[&who])).await, JobOutcome::Done);
+    }
+    assert_eq!(world.receiver.received().len(), 60);
+    assert_eq!(world.role.handle(job(&[&other])).await, JobOutcome::Done);
+    assert_eq!(world.receiver.received().len(), 1);
+    world.clock.0.fetch_add(61_000, Ordering::SeqCst);
+    assert_eq!(world.role.handle(job(&[&who])).await, JobOutcome::Done);
+    assert_eq!(world.receiver.received().len(), 1);
 }

@@ -8,7 +8,7 @@
 mod tests;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -22,7 +22,7 @@ use carillon_domain::{
     signal::{Signal, Topic},
 };
 use carillon_telemetry::metrics::{IntCounterVec, int_counter};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use tokio::{
     sync::{Mutex, mpsc},
     time::MissedTickBehavior,
@@ -46,6 +46,10 @@ static TOLD: LazyLock<IntCounterVec> = LazyLock::new(|| {
 
 /// Leases, and people asked about, per call.
 const MAX_BATCH: usize = 1000;
+/// People that one person asks about, per call.
+const MAX_SEEN: usize = 100;
+/// People whose rooms are compared with the asker's at once.
+const SEEN_AT_ONCE: usize = 8;
 /// Changes that wait to be told; more are shed.
 const WAITING: usize = 8192;
 /// People told about at once.
@@ -225,6 +229,20 @@ impl PresenceRole {
         Ok(())
     }
 
+    /// The rooms of a person that aren't listed: those whose members know each other.
+    async fn unlisted_rooms(&self, user: UserId) -> Result<HashSet<RoomId>> {
+        let all = self.rooms.rooms_of(user, None, MAX_ROOMS).await?;
+        let mut unlisted = HashSet::new();
+        for ids in all.chunks(ROOMS_PER_READ) {
+            let rooms = self.rooms.get_many(ids).await?;
+            let known = rooms
+                .iter()
+                .filter(|room| !room.kind.is_listed() && room.deleted_at.is_none());
+            unlisted.extend(known.map(|room| room.id));
+        }
+        Ok(unlisted)
+    }
+
     /// The newest rooms of a person, without listed ones: anybody may be in those, and presence isn't told to strangers.
     async fn rooms_to_tell(&self, user: UserId) -> Result<Vec<RoomId>> {
         let all = self.rooms.rooms_of(user, None, MAX_ROOMS).await?;
@@ -279,5 +297,34 @@ impl PresenceService for PresenceRole {
             return Err(Error::invalid("users", "at most 1000"));
         }
         self.store.get(users, self.clock.now()).await
+    }
+
+    async fn visible(&self, viewer: UserId, users: &[UserId]) -> Result<Vec<Presence>> {
+        if users.len() > MAX_SEEN {
+            return Err(Error::invalid("users", "at most 100"));
+        }
+        let shared = self.unlisted_rooms(viewer).await?;
+        let seen: Vec<Option<UserId>> = futures::stream::iter(users.iter().copied())
+            .map(|user| {
+                let shared = &shared;
+                async move {
+                    if user == viewer {
+                        return Ok(Some(user));
+                    }
+                    if shared.is_empty() {
+                        return Ok(None);
+                    }
+                    let rooms = self.rooms.rooms_of(user, None, MAX_ROOMS).await?;
+                    Ok(rooms
+                        .iter()
+                        .any(|room| shared.contains(room))
+                        .then_some(user))
+                }
+            })
+            .buffered(SEEN_AT_ONCE)
+            .try_collect()
+            .await?;
+        let seen: Vec<UserId> = seen.into_iter().flatten().collect();
+        self.store.get(&seen, self.clock.now()).await
     }
 }

@@ -57,6 +57,10 @@ impl World {
 
     /// A room with one member, whose topic is listened to.
     async fn room(&self, kind: RoomKind, member: UserId) -> RoomId {
+        self.room_of(kind, &[member]).await
+    }
+
+    async fn room_of(&self, kind: RoomKind, members: &[UserId]) -> RoomId {
         let room = RoomId::new();
         let now = self.clock.now();
         let made = Room {
@@ -64,7 +68,7 @@ impl World {
             kind,
             name: "room".to_owned(),
             description: String::new(),
-            created_by: member,
+            created_by: members[0],
             created_at: now,
             deleted_at: None,
             pair: None,
@@ -74,19 +78,20 @@ impl World {
         let owner = ReplicaId("message-0".to_owned());
         let epoch = self.stores.log.acquire(partition, &owner).await.unwrap();
         self.stores.log.open(room, epoch).await.unwrap();
-        let joined = RoomEvent {
+        let joined = |(sequence, user): (u64, &UserId)| RoomEvent {
             room,
-            sequence: Sequence(1),
+            sequence: Sequence(sequence),
             messages_before: 0,
             time: now,
-            actor: member,
+            actor: *user,
             body: EventBody::Joined {
-                user: member,
+                user: *user,
                 role: Role::Owner,
             },
         };
+        let joined: Vec<RoomEvent> = (1..).zip(members).map(joined).collect();
         let log = &self.stores.log;
-        log.append(partition, epoch, &[joined]).await.unwrap();
+        log.append(partition, epoch, &joined).await.unwrap();
         let topic = Topic::of_room(room);
         self.subscriptions.subscribe(topic).await.unwrap();
         room
@@ -286,4 +291,26 @@ async fn calls_are_checked() {
             .zip(&users)
             .all(|(p, u)| p.user == *u && p.state == PresenceState::Online)
     );
+}
+
+/// PRES-03: presence is shown to those who share a room that isn't listed; to strangers, and in listed rooms, it isn't.
+#[tokio::test]
+async fn strangers_see_no_presence() {
+    let world = World::new().await;
+    let [ann, bob, eve] = [(); 3].map(|()| UserId::new());
+    for (kind, members) in [
+        (RoomKind::Private, [ann, bob]),
+        (RoomKind::Public, [ann, eve]),
+    ] {
+        world.room_of(kind, &members).await;
+    }
+    let of = async |viewer| {
+        let seen = world.role.visible(viewer, &[eve, bob, ann]).await.unwrap();
+        seen.into_iter().map(|p| p.user).collect::<Vec<_>>()
+    };
+    assert_eq!(of(ann).await, [bob, ann]);
+    assert_eq!(of(bob).await, [bob, ann]);
+    assert_eq!(of(eve).await, [eve]);
+    let many = vec![ann; 101];
+    assert!(world.role.visible(ann, &many).await.is_err());
 }

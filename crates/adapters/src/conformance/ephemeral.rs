@@ -21,6 +21,8 @@ pub async fn all(store: Arc<dyn Ephemeral>) {
     counts_go_up_by_one(&*store).await;
     concurrent_counts_are_all_different(store.clone()).await;
     a_count_ends_after_its_first_increment(&*store).await;
+    a_count_is_taken_back(&*store).await;
+    a_count_that_was_taken_back_still_ends(&*store).await;
     the_first_claims(&*store).await;
     one_of_concurrent_claimers_wins(store.clone()).await;
     a_claim_ends(&*store).await;
@@ -164,6 +166,40 @@ pub async fn a_count_ends_after_its_first_increment(store: &dyn Ephemeral) {
         began.elapsed() + Duration::from_millis(5) >= SHORT,
         "not before the window is over"
     );
+}
+
+/// AUTH-12: what turned out not to count is taken back, never below nothing.
+pub async fn a_count_is_taken_back(store: &dyn Ephemeral) {
+    let (one, absent) = (key("count"), key("count"));
+    for expected in 1..=3 {
+        assert_eq!(store.increment(&one, LONG).await.unwrap(), expected);
+    }
+    store.decrement(&one).await.unwrap();
+    assert_eq!(store.increment(&one, LONG).await.unwrap(), 3);
+    for _ in 0..5 {
+        store.decrement(&one).await.unwrap();
+        store.decrement(&absent).await.unwrap();
+    }
+    assert_eq!(store.increment(&one, LONG).await.unwrap(), 1);
+    assert_eq!(store.increment(&absent, LONG).await.unwrap(), 1);
+}
+
+/// AUTH-12: taking back doesn't make a count longer, nor one that never ends.
+pub async fn a_count_that_was_taken_back_still_ends(store: &dyn Ephemeral) {
+    let key = key("window");
+    assert_eq!(store.increment(&key, SHORT).await.unwrap(), 1);
+    store.decrement(&key).await.unwrap();
+    for expected in 1..=3 {
+        let count = store.increment(&key, SHORT).await.unwrap();
+        // It may end in between.
+        assert!(count <= expected, "{count}");
+    }
+    eventually("the count begins again", || async {
+        let count = store.increment(&key, SHORT).await.unwrap();
+        store.decrement(&key).await.unwrap();
+        count == 1
+    })
+    .await;
 }
 
 /// NOTIF-02: of several callers one claims, until it is given back.

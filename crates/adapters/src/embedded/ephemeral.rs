@@ -76,9 +76,7 @@ impl Ephemeral for EphemeralValues {
             let end = row.as_deref().map(expiry::end_of).transpose()?;
             match (expiry::live(row, now)?, end) {
                 (Some(count), Some(end)) => {
-                    let count = <[u8; 8]>::try_from(&*count)
-                        .map_err(|_| Error::defect("an ephemeral value was counted up"))?;
-                    let count = u64::from_be_bytes(count).saturating_add(1);
+                    let count = number(&count)?.saturating_add(1);
                     expiry::replace(
                         transaction,
                         Table::Ephemeral,
@@ -94,6 +92,20 @@ impl Ephemeral for EphemeralValues {
                     Ok(1)
                 }
             }
+        })
+        .await
+    }
+
+    async fn decrement(&self, key: &str) -> Result<()> {
+        let now = self.0.clock.now();
+        self.change(key, move |transaction, key| {
+            let row = transaction.get(Table::Ephemeral, key)?;
+            let end = row.as_deref().map(expiry::end_of).transpose()?;
+            if let (Some(count), Some(end)) = (expiry::live(row, now)?, end) {
+                let count = number(&count)?.saturating_sub(1).to_be_bytes();
+                expiry::replace(transaction, Table::Ephemeral, key, end, &count);
+            }
+            Ok(())
         })
         .await
     }
@@ -118,4 +130,10 @@ impl Ephemeral for EphemeralValues {
         })
         .await
     }
+}
+
+fn number(value: &[u8]) -> Result<u64> {
+    <[u8; 8]>::try_from(value)
+        .map(u64::from_be_bytes)
+        .map_err(|_| Error::defect("an ephemeral value was counted"))
 }

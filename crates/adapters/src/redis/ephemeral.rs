@@ -18,12 +18,19 @@ const MAX_VALUE: usize = 4096;
 /// Counts up; the first count sets the end.
 const INCREMENT: &str = "
 local count = redis.call('INCR', KEYS[1])
-if count == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
+if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
 return count";
+
+/// Counts down what is there; DECR keeps the end.
+const DECREMENT: &str = "
+local count = tonumber(redis.call('GET', KEYS[1]) or '0')
+if count > 0 then redis.call('DECR', KEYS[1]) end
+return 0";
 
 pub(super) struct EphemeralValues {
     redis: Redis,
     increment: Script,
+    decrement: Script,
 }
 
 impl EphemeralValues {
@@ -31,6 +38,7 @@ impl EphemeralValues {
         Self {
             redis,
             increment: Script::new(INCREMENT),
+            decrement: Script::new(DECREMENT),
         }
     }
 
@@ -78,6 +86,13 @@ impl Ephemeral for EphemeralValues {
         self.increment
             .run(&self.redis, "increment", vec![self.key(key)?], arguments)
             .await
+    }
+
+    async fn decrement(&self, key: &str) -> Result<()> {
+        self.decrement
+            .run::<i64>(&self.redis, "decrement", vec![self.key(key)?], Vec::new())
+            .await
+            .map(drop)
     }
 
     async fn claim(&self, key: &str, ttl: Duration) -> Result<bool> {

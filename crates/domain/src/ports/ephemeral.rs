@@ -20,6 +20,9 @@ pub trait Ephemeral: Send + Sync {
     /// Counts up and answers the new count. The count ends `window` after its first increment.
     async fn increment(&self, key: &str, window: Duration) -> Result<u64>;
 
+    /// Takes one increment back, if the count hasn't ended. Its end stays.
+    async fn decrement(&self, key: &str) -> Result<()>;
+
     /// True for the first caller within `ttl`, false for the others.
     async fn claim(&self, key: &str, ttl: Duration) -> Result<bool>;
 

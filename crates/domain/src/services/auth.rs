@@ -30,6 +30,9 @@ pub struct Login {
 pub trait TokenVerifier: Send + Sync {
     /// The token's identity. `Unauthenticated` when it is malformed, forged, expired, revoked, of another audience or type.
     async fn verify_access(&self, token: &str) -> Result<Identity>;
+
+    /// Asks again about a token that was verified before: `Unauthenticated` when it, or its device's session, was revoked since.
+    async fn check_revocation(&self, who: &Identity) -> Result<()>;
 }
 
 /// Accounts, logins and tokens (AUTH-01 to -07, -11).

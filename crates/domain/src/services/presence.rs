@@ -14,6 +14,10 @@ pub trait PresenceService: Send + Sync {
     /// Ends a lease: the device disconnected.
     async fn release(&self, user: UserId, device: DeviceId) -> Result<()>;
 
-    /// States of these people, in the order asked. At most 1,000.
+    /// States of these people, in the order asked, for the roles' own use: it is told to nobody. At most 1,000.
     async fn get(&self, users: &[UserId]) -> Result<Vec<Presence>>;
+
+    /// States of those of these people that the viewer may know about: the viewer, and who shares a room with the viewer that isn't
+    /// listed. The others are left out, like people that don't exist. At most 100.
+    async fn visible(&self, viewer: UserId, users: &[UserId]) -> Result<Vec<Presence>>;
 }

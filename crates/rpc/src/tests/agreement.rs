@@ -144,6 +144,7 @@ async fn presence_script(service: &dyn PresenceService) -> Transcript {
     said.add(service.renew(&[lease]).await);
     said.add(service.release(lease.user, lease.device).await);
     said.add(service.get(&[UserId(uuid(5)), UserId(uuid(4))]).await);
+    said.add(service.visible(lease.user, &[UserId(uuid(5))]).await);
     said
 }
 
@@ -224,7 +225,7 @@ async fn presence_is_the_same_over_grpc() {
 #[tokio::test]
 async fn media_are_the_same_over_grpc() {
     let (local, remote, server) = both().await;
-    let client = MediaClient::connect_lazy(&server.address, credentials(), MAX_UPLOAD).unwrap();
+    let client = MediaClient::connect_lazy(&server.address, credentials()).unwrap();
     let answers = media_script(&client).await;
     assert_agreement((media_script(&local).await, &local), (answers, &remote));
 }

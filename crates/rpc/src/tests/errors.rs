@@ -101,7 +101,7 @@ async fn no_answer_in_time_is_deadline_exceeded() {
 async fn an_upload_above_the_limit_is_refused_before_it_is_taken() {
     let fake = Arc::new(FakeServices::default());
     let server = start(all_of(&fake)).await;
-    let client = MediaClient::connect_lazy(&server.address, credentials(), MAX_UPLOAD).unwrap();
+    let client = MediaClient::connect_lazy(&server.address, credentials()).unwrap();
     let file = NewMedia {
         room: RoomId(uuid(1)),
         file_name: "large.png".into(),

@@ -51,6 +51,10 @@ impl TokenVerifier for FakeVerifier {
             _ => Err(Error::unauthenticated("the token is not valid")),
         }
     }
+
+    async fn check_revocation(&self, _who: &Identity) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// All services at once.
@@ -534,6 +538,16 @@ impl PresenceService for FakeServices {
         let presence = |user: &UserId| Presence {
             user: *user,
             state: PresenceState::Away,
+            last_seen: Some(TIME),
+        };
+        Ok(users.iter().map(presence).collect())
+    }
+
+    async fn visible(&self, viewer: UserId, users: &[UserId]) -> Result<Vec<Presence>> {
+        self.note(format!("visible {viewer} {users:?}")).await?;
+        let presence = |user: &UserId| Presence {
+            user: *user,
+            state: PresenceState::Online,
             last_seen: Some(TIME),
         };
         Ok(users.iter().map(presence).collect())

@@ -169,6 +169,7 @@ pub fn notification(
         wide.push_targets.clone(),
         queue,
         fast.ephemeral.clone(),
+        fast.sessions.clone(),
         clock(),
         options,
     )
@@ -254,6 +255,7 @@ pub fn gateway(
     let limits = &config.gateway;
     let options = GatewayOptions {
         allowed_origins: limits.allowed_origins.clone(),
+        trusted_proxies: limits.trusted_proxies.clone(),
         max_frame_bytes: usize::try_from(limits.max_frame_bytes).unwrap_or(usize::MAX),
         max_body_bytes: usize::try_from(limits.max_body_bytes).unwrap_or(usize::MAX),
         max_upload_bytes: usize::try_from(config.media.max_upload_bytes).unwrap_or(usize::MAX),

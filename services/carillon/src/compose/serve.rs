@@ -212,7 +212,6 @@ async fn start_roles(
                     media: Arc::new(MediaClient::connect_lazy(
                         &peers.media,
                         credentials.clone(),
-                        max_upload_bytes,
                     )?),
                     notifications: Arc::new(NotificationClient::connect_lazy(
                         &peers.notification,
@@ -298,7 +297,8 @@ async fn start_roles(
         )
         .await?;
         let interceptor =
-            InterceptorOptions::new(&connected.internal_token, connected.verifier.clone())?;
+            InterceptorOptions::new(&connected.internal_token, connected.verifier.clone())?
+                .limiting_strangers(config.gateway.auth_per_minute);
         tasks.spawn(
             "gRPC",
             carillon_rpc::serve(

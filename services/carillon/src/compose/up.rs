@@ -87,7 +87,8 @@ pub async fn up(options: Up) -> Result<(), Failure> {
     };
     let gateway = roles::gateway(&config, &fast, calls, jwks, vec![probe.clone()]);
     let internal_token = config::read(&config.keys.internal_token_file, "the internal token")?;
-    let interceptor = InterceptorOptions::new(internal_token.trim(), verifier.clone())?;
+    let interceptor = InterceptorOptions::new(internal_token.trim(), verifier.clone())?
+        .limiting_strangers(config.gateway.auth_per_minute);
     let max_upload_bytes = usize::try_from(config.media.max_upload_bytes).unwrap_or(usize::MAX);
     let services = RoleServices {
         auth: Some(AuthServer::new(auth, verifier)),

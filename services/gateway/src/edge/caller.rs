@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use axum::extract::FromRequestParts;
 use carillon_domain::account::{ClientInfo, Identity};
 use http::{HeaderMap, header, request::Parts};
+use ipnet::IpNet;
 
 use super::{Problem, RequestContext};
 use crate::gateway::App;
@@ -51,48 +52,67 @@ pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 #[derive(Clone, Copy)]
 pub struct PeerAddress(pub SocketAddr);
 
-/// The client's address: the peer's, or what a trusted proxy says.
+/// The client's address: the peer's, or what trusted proxies say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ClientAddress(pub IpAddr);
 
 impl ClientAddress {
-    pub fn of(
-        headers: &HeaderMap,
-        extensions: &http::Extensions,
-        trust_forwarded_for: bool,
-    ) -> Self {
-        let peer = extensions
-            .get::<PeerAddress>()
-            .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |peer| peer.0.ip());
-        let forwarded = trust_forwarded_for
-            .then(|| {
-                // The last entry is the one that our own proxy wrote; earlier ones can be invented by the client.
-                headers
-                    .get_all("x-forwarded-for")
-                    .iter()
-                    .next_back()?
-                    .to_str()
-                    .ok()?
-                    .rsplit(',')
-                    .next()?
-                    .trim()
-                    .parse()
-                    .ok()
-            })
-            .flatten();
-        Self(forwarded.unwrap_or(peer))
+    /// While an address is a trusted proxy's, the entry before it in `X-Forwarded-For` counts: the right-most one that isn't a
+    /// proxy's, as with nginx's `real_ip_recursive`. Everything to the left of it can be invented by the client.
+    pub fn of(headers: &HeaderMap, extensions: &http::Extensions, trusted: &[IpNet]) -> Self {
+        let mut client = peer(extensions);
+        let entries = headers
+            .get_all("x-forwarded-for")
+            .iter()
+            .rev()
+            .flat_map(|value| value.as_bytes().rsplit(|byte| *byte == b','));
+        for entry in entries {
+            if !is_in(client, trusted) {
+                break;
+            }
+            let Some(before) = forwarded(entry) else {
+                break;
+            };
+            client = before;
+        }
+        Self(client)
     }
 
-    /// What counts as one client for limits: an IPv6 customer has a whole /64.
+    /// What counts as one client for limits.
     pub fn limit_key(self) -> IpAddr {
-        match self.0 {
-            IpAddr::V4(_) => self.0,
-            IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or_else(
-                || IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
-                IpAddr::V4,
-            ),
-        }
+        carillon_domain::network_of(self.0)
     }
+}
+
+/// Whether a trusted proxy says that its client came by TLS.
+pub fn came_by_tls(headers: &HeaderMap, extensions: &http::Extensions, trusted: &[IpNet]) -> bool {
+    let says_https = headers
+        .get("x-forwarded-proto")
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"https"));
+    says_https && is_in(peer(extensions), trusted)
+}
+
+/// The peer's address; an IPv4 address stays one when it comes over an IPv6 socket.
+fn peer(extensions: &http::Extensions) -> IpAddr {
+    extensions
+        .get::<PeerAddress>()
+        .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |peer| {
+            peer.0.ip().to_canonical()
+        })
+}
+
+fn is_in(address: IpAddr, networks: &[IpNet]) -> bool {
+    networks.iter().any(|network| network.contains(&address))
+}
+
+/// One entry of `X-Forwarded-For`: an address, by some proxies with a port.
+fn forwarded(entry: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(entry).ok()?.trim();
+    let address = text
+        .parse::<IpAddr>()
+        .or_else(|_| text.parse::<SocketAddr>().map(|address| address.ip()))
+        .ok()?;
+    Some(address.to_canonical())
 }
 
 /// What a login records of its client.
@@ -147,21 +167,45 @@ mod tests {
         assert_eq!(bearer(&headers(&[("authorization", "Bearer ")])), None);
     }
 
-    #[test]
-    fn only_a_trusted_proxy_names_the_client() {
-        let sent = headers(&[("x-forwarded-for", "1.1.1.1, 2.2.2.2")]);
+    fn from(peer: &str) -> http::Extensions {
         let mut extensions = http::Extensions::new();
-        extensions.insert(PeerAddress("10.0.0.1:5".parse().unwrap()));
-        let of = |trust| ClientAddress::of(&sent, &extensions, trust).0.to_string();
-        assert_eq!(of(false), "10.0.0.1");
-        assert_eq!(of(true), "2.2.2.2");
+        extensions.insert(PeerAddress(SocketAddr::new(peer.parse().unwrap(), 5)));
+        extensions
+    }
+
+    /// EDGE-03: who is limited: the right-most address that isn't a trusted proxy's, and only a trusted proxy names it.
+    #[test]
+    fn only_trusted_proxies_name_the_client() {
+        let of = |peer: &str, sent: &[&'static str], trusted: &[&str]| {
+            let trusted: Vec<IpNet> = trusted.iter().map(|text| text.parse().unwrap()).collect();
+            let sent: Vec<_> = sent.iter().map(|text| ("x-forwarded-for", *text)).collect();
+            let address = ClientAddress::of(&headers(&sent), &from(peer), &trusted);
+            address.0.to_string()
+        };
+        let chain = &["6.6.6.6, 1.1.1.1", "10.0.0.9"][..];
+        assert_eq!(of("10.0.0.1", chain, &[]), "10.0.0.1");
+        assert_eq!(of("10.0.0.1", chain, &["192.168.0.0/16"]), "10.0.0.1");
+        assert_eq!(of("9.9.9.9", chain, &["10.0.0.0/8"]), "9.9.9.9");
+        assert_eq!(of("10.0.0.1", chain, &["10.0.0.1/32"]), "10.0.0.9");
+        assert_eq!(of("10.0.0.1", chain, &["10.0.0.0/8"]), "1.1.1.1");
+        let all = &["10.0.0.0/8", "1.0.0.0/8", "6.0.0.0/8"][..];
+        assert_eq!(of("10.0.0.1", chain, all), "6.6.6.6");
+        assert_eq!(of("10.0.0.1", &[], &["10.0.0.0/8"]), "10.0.0.1");
+        // A broken entry ends the walk: what is left of it is nobody's word.
+        for broken in ["1.1.1.1, unknown", "1.1.1.1,"] {
+            assert_eq!(of("10.0.0.1", &[broken], &["10.0.0.0/8"]), "10.0.0.1");
+        }
+        assert_eq!(of("10.0.0.1", &["1.1.1.1:443"], &["10.0.0.0/8"]), "1.1.1.1");
+        let v6 = &["2001:db8::7"][..];
+        assert_eq!(of("::ffff:10.0.0.1", v6, &["10.0.0.0/8"]), "2001:db8::7");
     }
 
     #[test]
-    fn one_ipv6_network_is_one_client() {
-        let key = |text: &str| ClientAddress(text.parse().unwrap()).limit_key();
-        assert_eq!(key("2001:db8:1:2:3::4"), key("2001:db8:1:2:ffff::1"));
-        assert_ne!(key("2001:db8:1:2::1"), key("2001:db8:1:3::1"));
-        assert_eq!(key("::ffff:1.2.3.4"), key("1.2.3.4"));
+    fn only_trusted_proxies_say_that_it_was_tls() {
+        let trusted = ["10.0.0.0/8".parse().unwrap()];
+        let sent = |value| headers(&[("x-forwarded-proto", value)]);
+        assert!(came_by_tls(&sent("https"), &from("10.0.0.1"), &trusted));
+        assert!(!came_by_tls(&sent("http"), &from("10.0.0.1"), &trusted));
+        assert!(!came_by_tls(&sent("https"), &from("9.9.9.9"), &trusted));
     }
 }

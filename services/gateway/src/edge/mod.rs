@@ -6,6 +6,7 @@ mod limits;
 mod origin;
 mod pass;
 mod problem;
+mod transfers;
 
 pub use body::{JsonBody, OptionalJsonBody, PathParams, QueryParams, describe_json};
 pub use caller::{Caller, ClientAddress, PeerAddress, bearer, client_info, cookie};
@@ -13,3 +14,4 @@ pub use limits::{Limits, forget_idle_clients};
 pub use origin::{AllowedOrigins, cors};
 pub use pass::{RequestContext, pass};
 pub use problem::Problem;
+pub use transfers::{Transfer, Transfers};

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::{
     ClientAddress, Problem,
+    caller::came_by_tls,
     limits::{Allowance, Refused},
 };
 use crate::{gateway::App, metrics};
@@ -46,11 +47,9 @@ pub async fn pass(State(app): State<App>, mut request: Request, next: Next) -> R
         .get::<MatchedPath>()
         .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
     let request_id = request_id(request.headers());
-    let client = ClientAddress::of(
-        request.headers(),
-        request.extensions(),
-        app.options.trust_forwarded_for,
-    );
+    let trusted = &app.options.trusted_proxies;
+    let client = ClientAddress::of(request.headers(), request.extensions(), trusted);
+    let tls = app.options.tls || came_by_tls(request.headers(), request.extensions(), trusted);
 
     let span = server_span(method, &route, request.headers());
     let trace_id = span
@@ -79,7 +78,7 @@ pub async fn pass(State(app): State<App>, mut request: Request, next: Next) -> R
     }
     let status = response.status();
     let headers = response.headers_mut();
-    security_headers(headers, app.options.tls);
+    security_headers(headers, tls);
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         headers.insert(REQUEST_ID, value);
     }

@@ -31,12 +31,12 @@ use std::{
 };
 
 use carillon_domain::{
-    DeviceId, Error, Result, RoomId, Sequence, UserId,
+    DeviceId, Error, ErrorCode, Result, RoomId, Sequence, UserId,
     account::Identity,
     partition::Partition,
     ports::Bus,
     presence::PresenceState,
-    services::{AuthService, MessageService, PresenceService},
+    services::{MessageService, PresenceService, TokenVerifier},
     signal::{Signal, Topic},
 };
 use parking_lot::Mutex;
@@ -70,7 +70,7 @@ pub struct Hub(Arc<Inner>);
 struct Inner {
     lanes: Box<[Lane]>,
     messages: Arc<dyn MessageService>,
-    auth: Arc<dyn AuthService>,
+    verifier: Arc<dyn TokenVerifier>,
     bus: Arc<dyn Bus>,
     pulls: Semaphore,
     leases: Leases,
@@ -97,7 +97,7 @@ impl Hub {
         let inner = Arc::new(Inner {
             lanes: made.into_boxed_slice(),
             messages: services.messages.clone(),
-            auth: services.auth.clone(),
+            verifier: services.verifier.clone(),
             bus: services.bus.clone(),
             pulls: Semaphore::new(PULLS_AT_ONCE),
             leases,
@@ -148,6 +148,8 @@ impl Hub {
         };
         let user_topic = Topic::of_user(identity.user);
         self.0.subscribe(vec![user_topic]).await?;
+        // A revocation between the token's check and this subscription was told to nobody here: ask once more.
+        self.0.verifier.check_revocation(&identity).await?;
 
         let listed = self.0.messages.room_ids(identity.user).await?;
         let listing = connection.socket.finish_listing(listed);
@@ -496,25 +498,41 @@ impl Inner {
 
     /// Compares a user's rooms and sessions with what the stores say: signals to the user may have been lost.
     async fn recheck_user(self: &Arc<Self>, user: UserId) {
-        loop {
-            let sockets = self.sockets_of(user);
-            let Some(identity) = sockets.first().map(|socket| socket.identity()) else {
-                return;
-            };
-            let again = self.recheck_rooms(user, &sockets).await;
-            match self.auth.sessions(&identity).await {
-                Ok(sessions) => {
-                    for socket in &sockets {
-                        let device = socket.identity().device;
-                        if !sessions.iter().any(|session| session.device == device) {
-                            socket.close(CloseCode::SessionRevoked);
-                        }
+        let rooms = async {
+            loop {
+                let sockets = self.sockets_of(user);
+                if sockets.is_empty() || !self.recheck_rooms(user, &sockets).await {
+                    return;
+                }
+            }
+        };
+        tokio::join!(rooms, self.recheck_sessions(user));
+    }
+
+    /// The part about sessions. It goes on until the deny-list has answered or the user has no socket here: a revocation is told
+    /// once, and the store that lost it may be away for a while.
+    async fn recheck_sessions(&self, user: UserId) {
+        for attempt in 0.. {
+            let mut answered = true;
+            for socket in self.sockets_of(user) {
+                match self.verifier.check_revocation(&socket.identity()).await {
+                    Ok(()) => {}
+                    Err(error) if error.code == ErrorCode::Unauthenticated => {
+                        socket.close(CloseCode::SessionRevoked);
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "could not compare a user's sessions yet");
+                        answered = false;
+                        break;
                     }
                 }
-                Err(error) => tracing::warn!(%error, "could not compare a user's sessions"),
             }
-            if !again {
+            if answered {
                 return;
+            }
+            tokio::select! {
+                () = back_off(attempt) => {}
+                () = self.stop.cancelled() => return,
             }
         }
     }
@@ -614,8 +632,5 @@ async fn back_off(attempt: u32) {
 }
 
 fn gone() -> Error {
-    Error::new(
-        carillon_domain::ErrorCode::Unavailable,
-        "the gateway is stopping",
-    )
+    Error::new(ErrorCode::Unavailable, "the gateway is stopping")
 }

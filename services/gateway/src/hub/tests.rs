@@ -743,6 +743,55 @@ async fn a_lost_revocation_is_found() {
     assert_eq!(a.socket().close_code(), Some(CloseCode::SessionRevoked));
 }
 
+/// AUTH-07: a revocation between the check of the token and the subscription, told before anybody here listened.
+#[tokio::test]
+async fn a_revocation_during_connecting_is_found() {
+    use carillon_domain::services::{AuthService, TokenVerifier};
+    let town = Town::new();
+    let ann = somebody();
+    let hub = hub(&town, &options()).await;
+    let verified = town.verify_access(&crate::testing::token(&ann)).await;
+    town.end_session(&ann, ann.device).await.unwrap();
+    let refused = hub.connect(verified.unwrap(), &HashMap::new()).await;
+    let error = refused.err().expect("must be refused");
+    assert_eq!(error.code, carillon_domain::ErrorCode::Unauthenticated);
+}
+
+/// AUTH-07: a revocation that was lost while the deny-list is away is found once it is back.
+#[tokio::test]
+async fn a_lost_revocation_is_found_after_the_store_is_back() {
+    use carillon_domain::services::AuthService;
+    let town = Town::new();
+    let ann = somebody();
+    let hub = hub(&town, &options()).await;
+    let a = follow(&hub, ann, &[]).await;
+    let other = Identity {
+        user: UserId::new(),
+        ..ann
+    };
+    let down = |is_down| {
+        town.store_down
+            .store(is_down, std::sync::atomic::Ordering::Relaxed);
+    };
+    down(true);
+    town.end_session(&other, ann.device).await.unwrap();
+    let asked = town.refusals();
+    town.bus.lose();
+    let found = async {
+        // The comparison was tried, and failed.
+        while town.refusals() == asked {
+            tokio::task::yield_now().await;
+        }
+        assert!(!a.socket().is_closed());
+        down(false);
+        while !a.socket().is_closed() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(SOON, found).await.unwrap();
+    assert_eq!(a.socket().close_code(), Some(CloseCode::SessionRevoked));
+}
+
 /// PRES-01: a lease per connected device: granted on connect, released when the device's last socket ended cleanly.
 #[tokio::test]
 async fn leases_follow_devices() {

@@ -1,6 +1,6 @@
 //! Uploads and downloads.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use axum::{Json, extract::FromRequest, extract::Request};
 use axum::{
@@ -8,15 +8,22 @@ use axum::{
     extract::{Multipart, State, multipart::MultipartError},
     response::{IntoResponse, Response},
 };
-use carillon_domain::{ErrorCode, MediaId, RoomId, media::Media, services::NewMedia};
+use bytes::Bytes;
+use carillon_domain::{
+    Error, ErrorCode, MediaId, RoomId, UserId, media::Media, services::NewMedia,
+};
+use futures::{StreamExt, TryStreamExt, stream};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::{
-    edge::{Caller, PathParams, Problem},
+    edge::{Caller, PathParams, Problem, Transfer},
     gateway::App,
     wire::MediaJson,
 };
+
+/// What is read of a file at once for a download: more than a connection's buffers take, little for memory.
+const PIECE: u64 = 256 * 1024;
 
 /// A form with the fields `room_id` and `file`, in any order.
 pub async fn upload(
@@ -25,6 +32,10 @@ pub async fn upload(
     request: Request,
 ) -> Result<(StatusCode, Json<MediaJson>), Problem> {
     let limit = app.options.max_upload_bytes;
+    // Before the first byte is read, and kept until the file is stored: a stalled upload holds its memory no less than a quick one.
+    let _memory = app
+        .uploads
+        .begin(who.user, announced(request.headers(), limit))?;
     let mut form = Multipart::from_request(request, &()).await.map_err(|_| {
         Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -110,12 +121,12 @@ pub async fn download(
         }
     };
 
-    let (media, bytes) = app
-        .services
-        .media
-        .download(who.user, id, range.clone())
-        .await?;
-    let mut response = Response::new(Body::from(bytes));
+    let bytes = range.clone().unwrap_or(0..media.size);
+    let body = body(&app, who.user, id, bytes.clone()).await?;
+    let mut response = Response::new(body);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_LENGTH, (bytes.end - bytes.start).into());
     describe(response.headers_mut(), &media, &etag);
     if let Some(range) = range {
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
@@ -127,6 +138,68 @@ pub async fn download(
     Ok(response)
 }
 
+/// The memory that an upload may need: what it announces, else the most that is taken.
+fn announced(headers: &HeaderMap, limit: usize) -> usize {
+    headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok())
+        .map_or(limit, |length: usize| length.min(limit))
+}
+
+/// A piece of a file, with the memory it counts for: however long the connection keeps it.
+struct Piece {
+    bytes: Bytes,
+    _memory: Arc<Transfer>,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// The bytes as the client takes them, a piece at a time. The first piece is read here, so that its error is an answer; a later
+/// one cuts the body short, which the announced length shows.
+async fn body(app: &App, user: UserId, id: MediaId, range: Range<u64>) -> Result<Body, Problem> {
+    if range.is_empty() {
+        return Ok(Body::empty());
+    }
+    let memory = Arc::new(app.downloads.begin(user, PIECE as usize)?);
+    let media = app.services.media.clone();
+    let read = move |from: u64| {
+        let (media, memory) = (media.clone(), memory.clone());
+        let piece = from..range.end.min(from + PIECE);
+        async move {
+            let end = piece.end;
+            let (_, bytes) = media.download(user, id, Some(piece.clone())).await?;
+            if bytes.len() as u64 != piece.end - piece.start {
+                return Err(Error::defect("a piece of a file has another length"));
+            }
+            let piece = Piece {
+                bytes,
+                _memory: memory,
+            };
+            Ok((Bytes::from_owner(piece), end))
+        }
+    };
+    let (first, next) = read(range.start).await?;
+    let rest = stream::try_unfold(next, move |from| {
+        let piece = (from < range.end).then(|| read(from));
+        async move {
+            match piece {
+                Some(piece) => piece.await.map(Some),
+                None => Ok(None),
+            }
+        }
+    })
+    .inspect_err(|error| {
+        tracing::warn!(%error, cause = error.cause_chain(), "a download was cut short");
+    });
+    Ok(Body::from_stream(
+        stream::once(async { Ok(first) }).chain(rest),
+    ))
+}
+
 fn describe(headers: &mut HeaderMap, media: &Media, etag: &str) {
     let mut insert = |name: header::HeaderName, value: &str| {
         if let Ok(value) = HeaderValue::from_str(value) {
@@ -136,11 +209,10 @@ fn describe(headers: &mut HeaderMap, media: &Media, etag: &str) {
     insert(header::CONTENT_TYPE, &media.content_type);
     insert(header::ETAG, etag);
     insert(header::ACCEPT_RANGES, "bytes");
-    // An upload never changes; only its readers may keep it.
-    insert(
-        header::CACHE_CONTROL,
-        "private, max-age=31536000, immutable",
-    );
+    // An upload never changes, but who may read it does, and the next person at this browser is another: the cache asks each time,
+    // and mostly hears 304.
+    insert(header::CACHE_CONTROL, "private, no-cache");
+    insert(header::VARY, "authorization");
     insert(header::CONTENT_DISPOSITION, &disposition(media));
     insert(
         header::CONTENT_SECURITY_POLICY,
@@ -238,7 +310,7 @@ fn wanted_range(headers: &HeaderMap, etag: &str, size: u64) -> Wanted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use carillon_domain::{Timestamp, UserId};
+    use carillon_domain::Timestamp;
 
     fn wanted(range: &'static str) -> Wanted {
         let headers = HeaderMap::from_iter([(header::RANGE, HeaderValue::from_static(range))]);

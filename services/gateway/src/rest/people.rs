@@ -56,11 +56,11 @@ pub async fn by_username(
 
 pub async fn presence(
     State(app): State<App>,
-    Caller(_): Caller,
+    Caller(who): Caller,
     QueryParams(query): QueryParams<UsersParameters>,
 ) -> Result<Json<Page<PresenceJson>>, Problem> {
     let ids: Vec<UserId> = parse_ids(&query.users, "users", 100)?;
-    let states = app.services.presence.get(&ids).await?;
+    let states = app.services.presence.visible(who.user, &ids).await?;
     Ok(Json(Page::whole(
         states.into_iter().map(Into::into).collect(),
     )))

@@ -179,8 +179,16 @@ async fn establish(
             let error = usecases::shown(error);
             let frame = wire::error_frame(id.as_ref(), &error, None);
             let _ = tokio::time::timeout(CLOSING, ws.send(Message::Text(frame))).await;
-            goodbye(&mut ws, CloseCode::Drain as u16, "try again").await;
-            return Err(CloseCode::Drain as u16);
+            let (code, reason) = match error.code {
+                // Revoked since the token was checked.
+                ErrorCode::Unauthenticated => {
+                    let revoked = CloseCode::SessionRevoked;
+                    (revoked as u16, revoked.reason())
+                }
+                _ => (CloseCode::Drain as u16, "try again"),
+            };
+            goodbye(&mut ws, code, reason).await;
+            return Err(code);
         }
     };
     if app.is_draining() {

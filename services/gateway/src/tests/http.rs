@@ -367,6 +367,47 @@ async fn limits_are_told() {
     }
 }
 
+/// EDGE-03: behind one trusted proxy each client has its own bucket; from anybody else the header means nothing.
+#[tokio::test]
+async fn clients_behind_a_proxy_are_told_apart() {
+    let town = Town::new();
+    let of = |trusted: &[&str]| {
+        let options = GatewayOptions {
+            auth_per_minute: 1,
+            trusted_proxies: trusted.iter().map(|text| text.parse().unwrap()).collect(),
+            ..options()
+        };
+        router(&town, options)
+    };
+    let login = |client: &str| {
+        let body = json!({"username": "ann", "password": "right password"});
+        let mut request = request(Method::POST, "/api/v1/auth/login", None, Some(body));
+        let headers = request.headers_mut();
+        headers.insert("x-forwarded-for", client.parse().unwrap());
+        headers.insert("x-forwarded-proto", "https".parse().unwrap());
+        request
+    };
+    // Requests of these tests come from the loopback address.
+    let trusting = of(&["127.0.0.0/8"]);
+    let (ok, limited) = (StatusCode::OK, StatusCode::TOO_MANY_REQUESTS);
+    for (client, expected) in [
+        ("192.0.2.1", ok),
+        ("192.0.2.2", ok),
+        ("192.0.2.1", limited),
+        ("6.6.6.6, 192.0.2.2", limited),
+    ] {
+        let (status, headers, _) = ask(&trusting, login(client)).await;
+        assert_eq!(status, expected, "{client}");
+        assert!(headers.contains_key("strict-transport-security"));
+    }
+    let strict = of(&["10.0.0.0/8"]);
+    for (client, expected) in [("192.0.2.1", ok), ("192.0.2.2", limited)] {
+        let (status, headers, _) = ask(&strict, login(client)).await;
+        assert_eq!(status, expected, "{client}");
+        assert!(!headers.contains_key("strict-transport-security"));
+    }
+}
+
 /// EDGE-05: security headers on everything, the page's policy allows no inline script, HSTS only behind TLS.
 #[tokio::test]
 async fn headers_protect() {
@@ -552,11 +593,12 @@ async fn uploads_and_downloads() {
     let (status, headers, body) = ask(&router, fetch("x-nothing", "1".into())).await;
     assert_eq!((status, body.len()), (StatusCode::OK, 2000));
     assert!(!headers.contains_key("content-encoding"));
+    // MEDIA-04: a cache asks each time, and keeps what it has to whom it was given.
+    assert_eq!(headers["cache-control"], "private, no-cache");
+    let varies: Vec<_> = headers.get_all("vary").iter().collect();
     assert!(
-        headers["cache-control"]
-            .to_str()
-            .unwrap()
-            .contains("private")
+        varies.iter().any(|value| *value == "authorization"),
+        "{varies:?}"
     );
     let etag = headers["etag"].to_str().unwrap().to_owned();
     let (status, headers, body) = ask(&router, fetch("range", "bytes=5-9".into())).await;
@@ -570,6 +612,53 @@ async fn uploads_and_downloads() {
     let (status, headers, _) = ask(&router, fetch("range", "bytes=5000-".into())).await;
     assert_eq!(status, StatusCode::RANGE_NOT_SATISFIABLE);
     assert_eq!(headers["content-range"], "bytes */2000");
+}
+
+/// Promise 7: a download is read as the client takes it, and what its connection still holds counts against its user.
+#[tokio::test]
+async fn downloads_hold_little_memory() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let room = town.room(&[ann.user, bob.user]);
+    const PIECE: usize = 256 * 1024;
+    let options = GatewayOptions {
+        download_bytes_at_once: 4 * PIECE,
+        ..options()
+    };
+    let router = router(&town, options);
+    let content: Vec<u8> = (0..3 * PIECE + 17).map(|i| (i % 251) as u8).collect();
+    let file = carillon_domain::services::NewMedia {
+        room,
+        file_name: "a.png".into(),
+        bytes: content.clone().into(),
+    };
+    let media = carillon_domain::services::MediaService::upload(&*town, ann.user, file)
+        .await
+        .unwrap();
+    let path = format!("/api/v1/media/{}", media.id);
+
+    let mut slow = router.clone().oneshot(get(&path, &ann)).await.unwrap();
+    assert_eq!(slow.headers()["content-length"], content.len().to_string());
+    let first = slow.body_mut().frame().await.unwrap().unwrap();
+    let first = first.into_data().unwrap();
+    assert_eq!(first.len(), PIECE, "no more than was asked for");
+    let (status, headers, _) = ask(&router, get(&path, &ann)).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+    assert!(headers.contains_key("retry-after"));
+    let (status, _, body) = ask(&router, get(&path, &bob)).await;
+    assert_eq!((status, &body), (StatusCode::OK, &content));
+    // The body is gone, but its piece is not written yet.
+    drop(slow);
+    let (status, ..) = ask(&router, get(&path, &ann)).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+    drop(first);
+    let mut part = get(&path, &ann);
+    let range = format!("bytes=5-{}", PIECE + 9);
+    part.headers_mut().insert("range", range.parse().unwrap());
+    let (status, headers, body) = ask(&router, part).await;
+    assert_eq!(status, StatusCode::PARTIAL_CONTENT);
+    assert_eq!(headers["content-length"], (PIECE + 5).to_string());
+    assert_eq!(body, content[5..PIECE + 10]);
 }
 
 struct Broken;
