@@ -24,7 +24,7 @@ use carillon_domain::{
 };
 use carillon_telemetry::metrics::{self, HistogramVec, IntCounterVec};
 use dashmap::DashMap;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
@@ -126,6 +126,16 @@ impl Shared {
             .tenure
             .is_proven_within(self.proof_lasts)
             .then_some(handle)
+    }
+
+    /// Proves that at `since` or later nobody else had taken the room over. What is then read of it is not older than that.
+    pub async fn prove(&self, handle: &OpenedRoom, since: Instant) -> Result<()> {
+        let partition = Partition::of_room(handle.id());
+        let ask = |epoch| {
+            let log = self.log.clone();
+            async move { log.check(partition, epoch).await }.boxed()
+        };
+        handle.tenure.prove_since(since, ask).await
     }
 
     /// `NotOwner` unless the room's partition is ours.

@@ -1,7 +1,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, OnceLock, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -53,8 +53,9 @@ pub struct MessageOptions {
     pub edit_window: Duration,
     /// Rooms that one person may be in, 5,000 at most (direct rooms that others open with them count, but aren't refused).
     pub max_rooms: usize,
-    /// For how long something may be answered from memory after it was proven that this replica owns the room: after another one
-    /// took over, what an old owner answers is at most this old. Costs one read of the log per partition in use and this time.
+    /// For how long a list, or a refusal, may be answered from memory after it was proven that this replica owns the room: after
+    /// another one took over, those of an old owner are at most this old. Costs one read of the log per partition in use and this
+    /// time. What is read of one room is always proven anew.
     pub proof_lasts: Duration,
 }
 
@@ -191,9 +192,25 @@ impl MessageRole {
         })?
     }
 
+    /// The open room as it is now or later: nobody else took it over before this call, so that everything acknowledged before it
+    /// is seen.
+    async fn open_now(&self, room: RoomId) -> Result<RoomHandle> {
+        let since = Instant::now();
+        let handle = self.open(room).await?;
+        match self.shared.prove(&handle, since).await {
+            // The proof that `open` went by was too old. Its tenure has ended with this, so it is opened under a new one.
+            Err(error) if error.code == ErrorCode::NotOwner => {
+                let handle = self.open(room).await?;
+                self.shared.prove(&handle, since).await?;
+                Ok(handle)
+            }
+            proven => proven.map(|()| handle),
+        }
+    }
+
     /// The open room if the actor may read it, with their membership.
     async fn open_for(&self, actor: UserId, room: RoomId) -> Result<(RoomHandle, Option<Member>)> {
-        let handle = self.open(room).await?;
+        let handle = self.open_now(room).await?;
         if handle.now.lock().deleted {
             return Err(Error::not_found("room"));
         }
@@ -695,7 +712,7 @@ impl MessageService for MessageRole {
 
     async fn tail(&self, room: RoomId, after: Sequence, limit: usize) -> Result<EventPage> {
         check_range("limit", limit, 1000)?;
-        let handle = self.open(room).await?;
+        let handle = self.open_now(room).await?;
         reads::events(self.shared.log.as_ref(), &handle, after, limit).await
     }
 

@@ -7,11 +7,15 @@ use std::{
 };
 
 use carillon_domain::{
-    RoomId, Sequence, UserId,
+    Error, ErrorCode, Result, RoomId, Sequence, UserId,
     event::{EventBody, RoomEvent},
     ports::{Epoch, Fence, OpenRoom},
     room::{Member, Room},
     services::RoomOverview,
+};
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
 };
 use parking_lot::Mutex;
 
@@ -25,8 +29,20 @@ const MEMBERS_REMEMBERED: usize = 10_000;
 pub struct Tenure {
     /// The epoch.
     pub epoch: Epoch,
+    proof: Mutex<Proof>,
+}
+
+struct Proof {
     /// When the last question was asked that proved the epoch to be the partition's; `None` once it is over.
-    proven: Mutex<Option<Instant>>,
+    proven: Option<Instant>,
+    /// The question under way, for all who came before it was asked.
+    question: Option<Question>,
+}
+
+#[derive(Clone)]
+struct Question {
+    asked: Instant,
+    answer: Shared<BoxFuture<'static, Result<()>>>,
 }
 
 impl Tenure {
@@ -34,27 +50,76 @@ impl Tenure {
     pub fn new(epoch: Epoch, asked: Instant) -> Self {
         Self {
             epoch,
-            proven: Mutex::new(Some(asked)),
+            proof: Mutex::new(Proof {
+                proven: Some(asked),
+                question: None,
+            }),
+        }
+    }
+
+    /// Whether the epoch was the partition's at `since` or later, asking the log through `ask` unless that is known already. One
+    /// question at a time, shared by all who wait for it: so a store is asked no more often than it answers. `NotOwner` when the
+    /// epoch is over.
+    pub async fn prove_since(
+        &self,
+        since: Instant,
+        ask: impl Fn(Epoch) -> BoxFuture<'static, Result<()>>,
+    ) -> Result<()> {
+        loop {
+            let question = {
+                let mut proof = self.proof.lock();
+                match proof.proven {
+                    None => {
+                        return Err(Error::new(
+                            ErrorCode::NotOwner,
+                            "another replica owns this room, try again",
+                        ));
+                    }
+                    Some(proven) if proven >= since => return Ok(()),
+                    Some(_) => {}
+                }
+                let new = || Question {
+                    asked: Instant::now(),
+                    answer: ask(self.epoch).shared(),
+                };
+                proof.question.get_or_insert_with(new).clone()
+            };
+            let answer = question.answer.await;
+            let mut proof = self.proof.lock();
+            let current = proof.question.as_ref();
+            if current.is_some_and(|current| current.asked == question.asked) {
+                proof.question = None;
+                match &answer {
+                    Ok(()) => {
+                        proof.proven = proof.proven.map(|before| before.max(question.asked));
+                    }
+                    Err(error) if error.code == ErrorCode::NotOwner => proof.proven = None,
+                    Err(_) => {}
+                }
+            }
+            if question.asked >= since {
+                return answer;
+            }
+            // That question was asked before we came: it proves nothing to us.
         }
     }
 
     /// The log said that the epoch was the partition's at `asked` or later.
     pub fn prove(&self, asked: Instant) {
-        let mut proven = self.proven.lock();
+        let mut proof = self.proof.lock();
         // Once over, it stays so.
-        *proven = proven.map(|before| before.max(asked));
+        proof.proven = proof.proven.map(|before| before.max(asked));
     }
 
     /// It is over, or nobody knows.
     pub fn end(&self) {
-        *self.proven.lock() = None;
+        self.proof.lock().proven = None;
     }
 
     /// Whether it was proven no longer ago than this.
     pub fn is_proven_within(&self, age: Duration) -> bool {
-        self.proven
-            .lock()
-            .is_some_and(|proven| proven.elapsed() < age)
+        let proven = self.proof.lock().proven;
+        proven.is_some_and(|proven| proven.elapsed() < age)
     }
 }
 
@@ -311,6 +376,55 @@ mod tests {
         tenure.end();
         tenure.prove(Instant::now());
         assert!(!tenure.is_proven_within(long));
+    }
+
+    /// Promise 2: who comes later needs a later proof; who waits together is proven together; an end is for all.
+    #[tokio::test]
+    async fn readers_share_a_proof_that_is_not_older_than_they_are() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        let asked = Arc::new(AtomicUsize::new(0));
+        let ask = |answer: fn() -> Result<()>| {
+            let asked = asked.clone();
+            move |_| {
+                asked.fetch_add(1, Ordering::Relaxed);
+                async move {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    answer()
+                }
+                .boxed()
+            }
+        };
+        let tenure = Tenure::new(Epoch(1), Instant::now());
+        let later = Instant::now();
+        let yes = ask(|| Ok(()));
+        let (first, second) = tokio::join!(
+            tenure.prove_since(later, &yes),
+            tenure.prove_since(later, &yes)
+        );
+        first.and(second).unwrap();
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        tenure.prove_since(later, &yes).await.unwrap();
+        assert_eq!(asked.load(Ordering::Relaxed), 1, "known already");
+
+        // Who comes while a question is under way waits for the next one.
+        let early = Instant::now();
+        let both = async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            tenure.prove_since(Instant::now(), &yes).await
+        };
+        let (first, second) = tokio::join!(tenure.prove_since(early, &yes), both);
+        first.and(second).unwrap();
+        assert_eq!(asked.load(Ordering::Relaxed), 3);
+
+        let away = || Err(Error::new(ErrorCode::Unavailable, "away"));
+        let failed = tenure.prove_since(Instant::now(), ask(away)).await;
+        assert_eq!(failed.unwrap_err().code, ErrorCode::Unavailable);
+        assert!(tenure.is_proven_within(Duration::from_secs(60)));
+        let over = || Err(Error::new(ErrorCode::NotOwner, "over"));
+        let failed = tenure.prove_since(Instant::now(), ask(over)).await;
+        assert_eq!(failed.unwrap_err().code, ErrorCode::NotOwner);
+        let failed = tenure.prove_since(Instant::now(), &yes).await;
+        assert_eq!(failed.unwrap_err().code, ErrorCode::NotOwner);
     }
 
     /// MSG-03: a reader that read a membership before it ended must not bring it back.
