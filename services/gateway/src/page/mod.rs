@@ -23,6 +23,10 @@ pub fn routes() -> Router<App> {
             "/app.js",
             get(|| file("text/javascript; charset=utf-8", include_str!("app.js"))),
         )
+        .route(
+            "/icon.svg",
+            get(|| file("image/svg+xml", include_str!("icon.svg"))),
+        )
 }
 
 async fn file(content_type: &'static str, text: &'static str) -> impl IntoResponse {

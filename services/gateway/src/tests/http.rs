@@ -436,7 +436,7 @@ async fn headers_protect() {
     let (_, _, page) = ask(&plain, request(Method::GET, "/", None, None)).await;
     let page = String::from_utf8(page).unwrap();
     assert!(!page.contains("<script>") && !page.contains(" style=") && !page.contains(" onclick="));
-    for asset in ["/app.js", "/app.css"] {
+    for asset in ["/app.js", "/app.css", "/icon.svg"] {
         let (status, ..) = ask(&plain, request(Method::GET, asset, None, None)).await;
         assert_eq!(status, StatusCode::OK);
         assert!(page.contains(asset));
