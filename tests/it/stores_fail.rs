@@ -194,7 +194,7 @@ async fn scylla_is_gone() -> Result<()> {
     outage(&Outage {
         test: "stores_fail::scylla_is_gone",
         store: "scylla",
-        network: |networks| &networks.scylla,
+        network: |networks| networks.scylla.as_ref().expect("one node"),
         kind: Network::Cut,
         sends_go_on: false,
     })
@@ -207,7 +207,7 @@ async fn scylla_is_silent() -> Result<()> {
     outage(&Outage {
         test: "stores_fail::scylla_is_silent",
         store: "scylla",
-        network: |networks| &networks.scylla,
+        network: |networks| networks.scylla.as_ref().expect("one node"),
         kind: Network::Stalled,
         sends_go_on: false,
     })

@@ -9,6 +9,9 @@
 //! | `CARILLON_PLAN_FAULTS` | faults of each plan, instead of the suite's |
 //! | `CARILLON_PLAN` | a saved plan to run instead of random ones |
 //!
+//! With several CQL nodes in `CARILLON_TEST_SCYLLA`, and seeds that were asked for, the plans also break single nodes and RabbitMQ,
+//! through `testbed/stores`: nobody else may use those stores meanwhile.
+//!
 //! A plan that fails is saved under the target folder, and the error says where.
 
 mod checker;
@@ -48,14 +51,54 @@ use crate::world::{
 enum Victim {
     Up(Box<Up>),
     Role(Box<Role>, PathBuf),
+    /// One of the testbed's stores.
+    Store(TestbedStore),
+}
+
+/// A store that `testbed/stores` runs.
+struct TestbedStore {
+    script: PathBuf,
+    name: String,
+    /// Only one of the stores that share this is broken at a time: a minority.
+    alone: Arc<Mutex<()>>,
+}
+
+impl TestbedStore {
+    fn does(&self, verb: &str) -> Result<()> {
+        let output = Command::new(&self.script)
+            .args([verb, &self.name])
+            .output()?;
+        anyhow::ensure!(
+            output.status.success(),
+            "testbed/stores {verb} {}: {}",
+            self.name,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
 }
 
 impl Victim {
-    fn signal(&self, signal: &str) {
+    async fn pause(&self, time: Duration) -> Result<()> {
         match self {
-            Self::Up(up) => up.process.signal(signal),
-            Self::Role(role, _) => role.process.signal(signal),
+            Self::Up(up) => {
+                up.process.signal("STOP");
+                tokio::time::sleep(time).await;
+                up.process.signal("CONT");
+            }
+            Self::Role(role, _) => {
+                role.process.signal("STOP");
+                tokio::time::sleep(time).await;
+                role.process.signal("CONT");
+            }
+            Self::Store(store) => {
+                let _alone = store.alone.lock().await;
+                store.does("pause")?;
+                tokio::time::sleep(time).await;
+                store.does("resume")?;
+            }
         }
+        Ok(())
     }
 
     async fn kill(&mut self) -> Result<()> {
@@ -64,6 +107,10 @@ impl Victim {
             Self::Role(role, directory) => {
                 role.process.kill();
                 role.restart(directory).await
+            }
+            Self::Store(store) => {
+                let _alone = store.alone.lock().await;
+                tokio::task::block_in_place(|| store.does("restart"))
             }
         }
     }
@@ -200,17 +247,21 @@ impl Town {
                 victims.insert(format!("{kind}-{n}"), Arc::new(Mutex::new(victim)));
             }
         }
+        for store in own_stores(&servers) {
+            let name = store.name.clone();
+            victims.insert(name, Arc::new(Mutex::new(Victim::Store(store))));
+        }
         let networks = [
-            ("redis", networks.redis),
+            ("redis", Some(networks.redis)),
             ("scylla", networks.scylla),
-            ("rabbitmq", networks.rabbitmq),
+            ("rabbitmq", Some(networks.rabbitmq)),
         ];
         Ok(Self {
             bases,
             victims,
             networks: networks
                 .into_iter()
-                .map(|(name, proxy)| (name.to_owned(), Arc::new(Mutex::new(proxy))))
+                .filter_map(|(name, proxy)| Some((name.to_owned(), Arc::new(Mutex::new(proxy?)))))
                 .collect(),
             redis: Some(redis),
             lease: Duration::from_secs(3),
@@ -338,13 +389,7 @@ fn inject(
         }
         Fault::Pause(name, time) => {
             let (victim, time) = (victim(name)?, *time);
-            under_way.spawn(async move {
-                let victim = victim.lock().await;
-                victim.signal("STOP");
-                tokio::time::sleep(time).await;
-                victim.signal("CONT");
-                Ok(())
-            });
+            under_way.spawn(async move { victim.lock().await.pause(time).await });
         }
         Fault::Flush(_) => {
             let redis = town.redis.as_ref().context("no Redis to flush")?;
@@ -353,6 +398,28 @@ fn inject(
         }
     }
     Ok(())
+}
+
+/// The testbed's stores that a long run may break: none without several CQL nodes, or when others may be using them.
+fn own_stores(servers: &servers::Servers) -> Vec<TestbedStore> {
+    let asked = std::env::var_os("CARILLON_PLAN_SEEDS").is_some();
+    let nodes = servers.nodes().len();
+    let Some(testbed) = std::env::var_os("CARILLON_TEST_TESTBED").filter(|_| asked && nodes > 1)
+    else {
+        return Vec::new();
+    };
+    let script = PathBuf::from(testbed).join("stores");
+    let store = |name: String, alone: &Arc<Mutex<()>>| TestbedStore {
+        script: script.clone(),
+        name,
+        alone: alone.clone(),
+    };
+    let one_node = Arc::default();
+    let mut stores: Vec<TestbedStore> = (1..=nodes)
+        .map(|n| store(format!("cassandra-{n}"), &one_node))
+        .collect();
+    stores.push(store("rabbitmq".to_owned(), &Arc::default()));
+    stores
 }
 
 /// Seeds and faults of each plan: the suite's, or what the environment asks for.

@@ -241,14 +241,15 @@ impl RealCluster {
     ) -> Result<carillon_crds::config::PlatformConfig> {
         let yaml = format!(
             "apiVersion: carillon.chat/v1alpha1\nkind: ChatCluster\nmetadata: {{name: {name}}}\nspec:{spec}
-  scylla: {{external: {{contactPoints: [{scylla:?}], datacenter: datacenter1, keyspace: {name}, replicationFactor: 1}}}}
+  scylla: {{external: {{contactPoints: {scylla:?}, datacenter: datacenter1, keyspace: {name}, replicationFactor: {replicas}}}}}
   redis: {{external: {{url: {redis:?}}}}}
   rabbitmq: {{external: {{secretName: rabbit}}}}
   media: {{store: {{directory: {{ephemeral: true}}}}, replicas: 1}}
 ",
             name = self.name,
             spec = options.spec,
-            scylla = servers.scylla,
+            scylla = servers.nodes(),
+            replicas = servers.nodes().len(),
             redis = servers.redis,
         );
         let cluster = carillon_crds::parse_chat_cluster(&yaml)

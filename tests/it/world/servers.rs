@@ -17,19 +17,31 @@ pub struct Servers {
 
 /// The network to each store.
 pub struct Networks {
-    pub scylla: Proxy,
+    /// `None` for several nodes: a driver learns the addresses of the others from the first.
+    pub scylla: Option<Proxy>,
     pub redis: Proxy,
     pub rabbitmq: Proxy,
 }
 
 impl Servers {
+    /// The nodes of ScyllaDB or Cassandra, each `host:port`.
+    pub fn nodes(&self) -> Vec<&str> {
+        self.scylla.split(',').collect()
+    }
+
     /// The same stores behind proxies.
     pub async fn behind_proxies(&self) -> Result<(Self, Networks)> {
-        let scylla = Proxy::start(&self.scylla).await?;
+        let scylla = match self.nodes().as_slice() {
+            [node] => Some(Proxy::start(node).await?),
+            _ => None,
+        };
         let (redis_url, redis) = proxied(&self.redis).await?;
         let (rabbitmq_url, rabbitmq) = proxied(&self.rabbitmq).await?;
         let servers = Self {
-            scylla: scylla.address.clone(),
+            scylla: match &scylla {
+                Some(proxy) => proxy.address.clone(),
+                None => self.scylla.clone(),
+            },
             redis: redis_url,
             rabbitmq: rabbitmq_url,
         };
