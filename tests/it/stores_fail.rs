@@ -72,16 +72,8 @@ fn is_clear(answer: &Answer) -> Result<()> {
         answer.body
     );
     let text = answer.body.to_string().to_lowercase();
-    for inside in [
-        "redis",
-        "scylla",
-        "cassandra",
-        "rabbit",
-        "127.0.0.1",
-        "socket",
-        "tcp",
-        "grpc",
-    ] {
+    // Which store is away may be said, in the words of the ChatCluster; where it is, and what its driver said, may not.
+    for inside in ["127.0.0.1", "socket", "tcp", "grpc", "refused", "cassandra"] {
         ensure!(!text.contains(inside), "{inside} leaked: {}", answer.body);
     }
     Ok(())

@@ -179,11 +179,13 @@ impl Crowd {
 
     /// The error of a device that gave up, if one did.
     pub fn first_failure(&mut self) -> Result<()> {
-        while let Some(ended) = self.devices.try_join_next() {
-            ended??;
-            bail!("a device stopped by itself");
+        match self.devices.try_join_next() {
+            None => Ok(()),
+            Some(ended) => {
+                ended??;
+                bail!("a device stopped by itself")
+            }
         }
-        Ok(())
     }
 
     /// Lets everybody end what they do; the devices, and all that they were told.

@@ -22,7 +22,10 @@ use super::{
     fakes::{FakeServices, ann, draft, uuid},
     start,
 };
-use crate::{AuthClient, MediaClient, MessageClient, NotificationClient, PresenceClient};
+use crate::{
+    AuthClient, MediaClient, MediaServer, MessageClient, NotificationClient, PresenceClient,
+    RoleServices,
+};
 
 #[derive(Default)]
 struct Transcript(Vec<String>);
@@ -228,6 +231,21 @@ async fn media_are_the_same_over_grpc() {
     let client = MediaClient::connect_lazy(&server.address, credentials()).unwrap();
     let answers = media_script(&client).await;
     assert_agreement((media_script(&local).await, &local), (answers, &remote));
+}
+
+/// MEDIA-03: a file that came under a larger limit than today's is still given out.
+#[tokio::test]
+async fn files_outlive_their_upload_limit() {
+    let fake = Arc::new(FakeServices::default());
+    let services = RoleServices {
+        media: Some(MediaServer::new(fake, 1024)),
+        ..Default::default()
+    };
+    let server = start(services).await;
+    let client = MediaClient::connect_lazy(&server.address, credentials()).unwrap();
+    let id = MediaId(uuid(50));
+    let (media, bytes) = client.download(UserId(uuid(1)), id, None).await.unwrap();
+    assert_eq!((media.size, bytes.len()), (5_000_000, 5_000_000));
 }
 
 #[tokio::test]

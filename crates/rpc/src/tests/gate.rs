@@ -14,7 +14,7 @@ use tower::{Layer, ServiceExt};
 use super::{
     INTERNAL, Running, all_of,
     fakes::{FakeServices, FakeVerifier, ann, uuid},
-    options, start,
+    options, start, start_with,
 };
 use crate::{
     MessageServer, RoleServices,
@@ -198,6 +198,37 @@ async fn public_methods_need_no_token_and_mind_no_stale_one() {
     let wrong = [("carillon-internal-token", "not-the-token-of-the-tests")];
     let status = auth.login(request(login, &wrong)).await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
+}
+
+/// EDGE-03: an address has so many calls without credentials; those of the cluster's roles, and of other methods, don't count.
+#[tokio::test]
+async fn strangers_are_let_in_only_so_often() {
+    let mut options = options();
+    options.interceptor = options.interceptor.limiting_strangers(2);
+    let server = start_with(all_of(&Arc::new(FakeServices::default())), options).await;
+    let mut auth = AuthServiceClient::new(channel(&server).await);
+    let login = LoginRequest {
+        login: "ann".into(),
+        ..Default::default()
+    };
+    let internal = [("carillon-internal-token", INTERNAL)];
+    for _ in 0..5 {
+        let call = request(login.clone(), &internal);
+        auth.login(call).await.unwrap();
+    }
+    for _ in 0..2 {
+        auth.login(login.clone()).await.unwrap();
+    }
+    let status = auth.login(login.clone()).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    let refresh = RefreshTokenRequest {
+        refresh_token: "r".into(),
+    };
+    let status = auth.refresh_token(refresh).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    auth.login(request(login, &internal)).await.unwrap();
+    let me = request(GetMeRequest {}, &[("authorization", "Bearer good")]);
+    auth.get_me(me).await.unwrap();
 }
 
 /// AUTH-06: a bad token is an answer, no error; not being able to tell is an error.
