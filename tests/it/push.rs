@@ -152,7 +152,7 @@ impl Endpoint {
 }
 
 /// Offline Bob is pushed each message once; online Alice isn't; a message that comes while he is connected isn't pushed.
-async fn play(base: String, endpoint: &Endpoint) -> Result<()> {
+async fn play(base: String, messages: &str, endpoint: &Endpoint) -> Result<()> {
     let mut stage = Stage::new(vec![base]);
     stage
         .run("alice: register\nbob: register\nalice: connect\nalice: dm bob")
@@ -164,6 +164,8 @@ async fn play(base: String, endpoint: &Endpoint) -> Result<()> {
         .await?;
     endpoint.wait_for(1).await?;
     stage.run("bob: connect\nalice: hears user_online\nalice: send @alice+bob \"you are here\"\nbob: sees @alice+bob \"you are here\"").await?;
+    // Whether to push is decided after the answer: Bob stays until it is.
+    unneeded_push(messages).await?;
     stage
         .run("bob: drop\nalice: hears user_offline\nalice: send @alice+bob \"last\"")
         .await?;
@@ -195,13 +197,29 @@ async fn play(base: String, endpoint: &Endpoint) -> Result<()> {
     Ok(())
 }
 
+/// Waits until the message role found that a message needs no push.
+async fn unneeded_push(admin: &str) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let metrics = reqwest::get(format!("{admin}/metrics"))
+            .await?
+            .text()
+            .await?;
+        if metrics.contains(r#"carillon_message_push_jobs_total{outcome="unneeded"} 1"#) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "no push was unneeded: {metrics}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// NOTIF-01 on embedded stores.
 #[tokio::test(flavor = "multi_thread")]
 async fn embedded_push() -> Result<()> {
     let endpoint = Endpoint::start().await?;
     let up =
         Up::start_with_secrets(&format!("{QUICK}{}", endpoint.spec()), endpoint.secrets()).await?;
-    play(up.base.clone(), &endpoint).await
+    play(up.base.clone(), &up.admin, &endpoint).await
 }
 
 /// NOTIF-01, NOTIF-02 over RabbitMQ, with two gateways.
@@ -219,5 +237,10 @@ async fn push_over_rabbitmq() -> Result<()> {
         ..Default::default()
     };
     let cluster = RealCluster::start(&servers, &options).await?;
-    play(cluster.gateways[0].base.clone(), &endpoint).await
+    play(
+        cluster.gateways[0].base.clone(),
+        &cluster.messages[0].admin,
+        &endpoint,
+    )
+    .await
 }

@@ -35,7 +35,7 @@ static DROPPED: LazyLock<IntCounterVec> = LazyLock::new(|| {
 static JOBS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     metrics::int_counter(
         "carillon_message_push_jobs_total",
-        "Push jobs handed to the queue.",
+        "Push jobs of committed messages, by outcome: queued, unneeded as nobody was offline, or an error's code.",
         &["outcome"],
     )
 });
@@ -253,6 +253,7 @@ async fn make_jobs_of(ports: &PushPorts, committed: Committed) -> Result<()> {
         }
     };
     if offline.is_empty() {
+        JOBS.with_label_values(&["unneeded"]).inc();
         return Ok(());
     }
     // A push without a name is better than none.
