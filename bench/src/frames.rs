@@ -92,7 +92,8 @@ pub struct Stamper {
 }
 
 impl Stamper {
-    /// For contents of `content_bytes` (more if the stamp does not fit).
+    /// For contents of `content_bytes` (more if the stamp does not fit). Every client message id begins with `run`, so the same people
+    /// need another one for their next measurement.
     pub fn new(run: &str, content_bytes: usize) -> Self {
         Self {
             run: run.to_owned(),

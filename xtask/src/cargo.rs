@@ -35,11 +35,20 @@ pub struct Build {
 impl Build {
     /// The path of a binary target.
     pub fn binary(&self, name: &str) -> Result<&Path> {
+        self.program("bin", name)
+    }
+
+    /// The path of an example.
+    pub fn example(&self, name: &str) -> Result<&Path> {
+        self.program("example", name)
+    }
+
+    fn program(&self, kind: &str, name: &str) -> Result<&Path> {
         self.artifacts
             .iter()
-            .find(|artifact| !artifact.is_test && artifact.kind == "bin" && artifact.target == name)
+            .find(|artifact| !artifact.is_test && artifact.kind == kind && artifact.target == name)
             .map(|artifact| artifact.executable.as_path())
-            .with_context(|| format!("the build made no binary called {name}"))
+            .with_context(|| format!("the build made no {kind} called {name}"))
     }
 }
 

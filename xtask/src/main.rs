@@ -53,6 +53,9 @@ enum Task {
     Tidy,
     /// Run the load generator against a release build: everything, side by side with the bare server, if nothing else is asked
     Bench {
+        /// Measure sends on the testbed's Cassandra, Redis and RabbitMQ, with a process for each role
+        #[arg(long)]
+        stores: bool,
         /// Passed on to `carillon-bench`, instead of `all --pin --server … --scratch …`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
@@ -101,7 +104,14 @@ fn run(task: Task) -> Result<()> {
         Task::Image(options) => image::run(&options),
         Task::Gen { check } => generate::run(check),
         Task::Tidy => tidy(),
-        Task::Bench { arguments } => bench(&arguments),
+        Task::Bench {
+            stores: true,
+            arguments,
+        } => bench_on_stores(&arguments),
+        Task::Bench {
+            stores: false,
+            arguments,
+        } => bench(&arguments),
         Task::Testbed { command } => testbed(command),
     }
 }
@@ -141,6 +151,24 @@ fn bench(arguments: &[OsString]) -> Result<()> {
     } else {
         command.args(arguments);
     }
+    process::run(&mut command)
+}
+
+fn bench_on_stores(arguments: &[OsString]) -> Result<()> {
+    process::run(&mut servers::script("install", &[]))?;
+    let build = process::step("build the platform and the load generator", || {
+        cargo::build(&["--release", "-p", "carillon", "-p", "carillon-bench"])
+    })?;
+    let cluster = cargo::build(&["-p", "carillon-tests", "--example", "cluster"])?;
+    let servers = servers::Servers::stores("127.0.0.1")?;
+    let mut command = Command::new(cluster.example("cluster")?);
+    command
+        .current_dir(process::root())
+        .env("CARILLON_BIN", build.binary("carillon")?)
+        .envs(servers.environment().iter().cloned())
+        .arg(build.binary("carillon-bench")?)
+        .arg("sends")
+        .args(arguments);
     process::run(&mut command)
 }
 

@@ -64,6 +64,16 @@ pub fn root() -> &'static Path {
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
+    // What the `cargo run` around this program told it of its own package. Build scripts watch these variables: left in place, each
+    // turn from `cargo build` to `cargo xtask` and back would build ring, and all that needs it, anew.
+    for (name, _) in std::env::vars_os() {
+        let of_package = name.to_str().is_some_and(|name| {
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        });
+        if of_package {
+            command.env_remove(name);
+        }
+    }
     command
 }
 

@@ -89,6 +89,13 @@ impl Servers {
         Ok(servers)
     }
 
+    /// Starts the stores alone, on this address.
+    pub fn stores(address: &str) -> Result<Self> {
+        let mut servers = Self::default();
+        servers.start_stores(address)?;
+        Ok(servers)
+    }
+
     /// What the tests need to know of them.
     pub fn environment(&self) -> &[(String, String)] {
         &self.environment

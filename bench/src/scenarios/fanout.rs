@@ -94,7 +94,7 @@ pub async fn run(
     let people = town.people(members + senders, 1, progress).await?;
     let room_id = town.room("fanout", &people, progress).await?;
     let board = Arc::new(Board {
-        stamper: Stamper::new(&town.run, options.content_bytes),
+        stamper: Stamper::new(&format!("{}-f{members}", town.run), options.content_bytes),
         room_id: room_id.clone(),
         members: members as u32,
         seen: (0..RING).map(|_| AtomicU32::new(0)).collect(),

@@ -90,7 +90,7 @@ pub async fn run(town: Arc<Town>, setting: &Setting<'_>, options: &Options) -> R
     measurement.parameter("page", PAGE);
 
     let people = town.people(options.rooms, 1, setting.progress).await?;
-    let stamper = Stamper::new(&town.run, options.content_bytes);
+    let stamper = Stamper::new(&format!("{}-h", town.run), options.content_bytes);
     let rooms = fill(&town, setting, options, &people, &stamper).await?;
     let filled: u64 = rooms.iter().map(|room| room.span.count).sum();
     let board = Arc::new(Board {

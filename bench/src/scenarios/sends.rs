@@ -85,7 +85,7 @@ pub async fn run(town: Arc<Town>, setting: &Setting<'_>, options: &Options) -> R
         }));
     }
     let board = Arc::new(Board {
-        stamper: Stamper::new(&town.run, options.content_bytes),
+        stamper: Stamper::new(&format!("{}-s", town.run), options.content_bytes),
         next_number: AtomicU64::new(0),
         acknowledged: AtomicU64::new(0),
         delivered: AtomicU64::new(0),
