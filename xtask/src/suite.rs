@@ -3,6 +3,7 @@
 //! Everything is built once, by one cargo command, and the test programs are run from here. Asking cargo for a few
 //! packages at a time would build dependencies again, with the features that those packages happen to need.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -312,8 +313,12 @@ impl Runner<'_> {
         let succeeded = running.succeeded()?;
         let tested = reader.finish(name, succeeded);
         let elapsed = started.elapsed();
-        // A program's time counts for the outermost ring that it has tests of.
-        if let Some(row) = tested.iter().map(|tested| ring(&tested.name)).max() {
+        // A program's time counts for the ring that most of its tests belong to.
+        let mut rings = BTreeMap::new();
+        for tested in &tested {
+            *rings.entry(ring(&tested.name)).or_insert(0) += 1;
+        }
+        if let Some((row, _)) = rings.into_iter().max_by_key(|(_, tests)| *tests) {
             report.add_time(row, elapsed);
             eprintln!(
                 "    {name}: {} tests in {:.1} s",

@@ -453,7 +453,13 @@ async fn run_all(
         plans = vec![fs::read_to_string(&path).context(path)?.parse()?];
     }
     let (mut sends, mut injected, mut waits) = (0, 0, Vec::new());
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     for plan in plans {
+        for step in &plan.steps {
+            let fault = step.fault.to_string();
+            let kind = fault.split(' ').next().unwrap_or_default();
+            *kinds.entry(kind.to_owned()).or_default() += 1;
+        }
         let outcome = match run(town, &plan).await {
             Ok(outcome) => outcome,
             Err(error) => {
@@ -496,7 +502,7 @@ async fn run_all(
         waits.get(at).copied().unwrap_or_default().as_secs_f64()
     };
     println!(
-        "{name}: {injected} faults, {sends} acknowledged sends; wait for an answer p50 {:.3} s, p99 {:.3} s, longest {:.1} s",
+        "{name}: {injected} faults {kinds:?}, {sends} acknowledged sends; wait for an answer p50 {:.3} s, p99 {:.3} s, longest {:.1} s",
         wait(0.5),
         wait(0.99),
         wait(1.0)

@@ -78,7 +78,7 @@ impl Process {
     pub fn signal(&self, signal: &str) {
         let status = Command::new("kill")
             .arg(format!("-{signal}"))
-            .arg(self.child.id().to_string())
+            .arg(self.pid().to_string())
             .status();
         assert!(
             status.is_ok_and(|status| status.success()),
