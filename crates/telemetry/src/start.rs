@@ -98,6 +98,11 @@ pub fn start(options: &Options) -> Result<Telemetry, StartError> {
     let provider = provider.build();
     let traces = tracing_opentelemetry::layer()
         .with_tracer(provider.tracer("carillon"))
+        // Each would cost something for every span, of the unsampled ones too: lines of code and thread ids as attributes, and clock
+        // readings at every entry.
+        .with_location(false)
+        .with_threads(false)
+        .with_tracked_inactivity(false)
         // Spans of libraries would be most of what is sent, and say little.
         .with_filter(tracing_subscriber::filter::filter_fn(|metadata| {
             metadata.target().starts_with("carillon")
