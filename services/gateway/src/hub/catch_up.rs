@@ -13,6 +13,7 @@ use super::{
     Inner, back_off,
     rooms::{Attach, Hold},
     socket::{CloseCode, Socket},
+    writers::Writers,
 };
 use crate::{metrics, wire};
 
@@ -54,6 +55,7 @@ async fn read(inner: &Inner, room: RoomId, after: Sequence, limit: usize) -> Res
 /// Fills a room's gap: reads from the last delivered event on and offers what comes, until nothing known is missing.
 pub async fn room(inner: Arc<Inner>, id: RoomId) {
     let mut fruitless = 0;
+    let mut writers = Writers::default();
     loop {
         let rooms = inner.rooms_of(id);
         let Some(after) = rooms.last(id) else {
@@ -71,8 +73,11 @@ pub async fn room(inner: Arc<Inner>, id: RoomId) {
         if page.first_available > after.next() {
             rooms.skip_to(id, Sequence(page.first_available.0 - 1));
         }
-        for event in &page.events {
-            rooms.offer(event);
+        for events in page.events.chunks(inner.events_at_once()) {
+            for event in events {
+                rooms.offer(event, &mut writers);
+            }
+            writers.wake().await;
         }
         if rooms.pull_finished(id) {
             return;

@@ -7,7 +7,7 @@ use carillon_domain::{
     ports::{BusItem, Subscriptions},
     signal::Signal,
 };
-use futures::{StreamExt, stream, stream::BoxStream};
+use futures::{FutureExt, StreamExt, stream, stream::BoxStream};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
@@ -16,6 +16,7 @@ use super::{
     rooms::{Own, RoomTable},
     socket::Socket,
     topics::{Command, Topics},
+    writers::Writers,
 };
 use crate::wire;
 
@@ -61,21 +62,34 @@ impl Lane {
     }
 }
 
-/// Works on what the bus delivers until the hub stops.
+/// Works on what the bus delivers until the hub stops. What is there already is handed out before the sockets are woken, so that
+/// frames for one socket leave in one write.
 pub async fn run(inner: Arc<Inner>, lane: usize, mut items: BoxStream<'static, BusItem>) {
-    loop {
-        let item = tokio::select! {
-            item = items.next() => item,
-            () = inner.stop.cancelled() => return,
+    let mut delivery = Delivery {
+        at_once: inner.events_at_once(),
+        events: 0,
+        writers: Writers::default(),
+    };
+    while !inner.stop.is_cancelled() {
+        let next = match items.next().now_or_never() {
+            Some(item) => item,
+            None => {
+                delivery.wake().await;
+                tokio::select! {
+                    item = items.next() => item,
+                    () = inner.stop.cancelled() => return,
+                }
+            }
         };
-        match item {
+        match next {
             Some(BusItem::Message { payload, .. }) => match Signal::decode(&payload) {
-                Ok(signal) => handle(&inner, signal),
+                Ok(signal) => handle(&inner, signal, &mut delivery).await,
                 // From a newer version: what it hints at is found by the sweep.
                 Err(error) => tracing::debug!(cause = error.cause_chain(), "unknown signal"),
             },
             Some(BusItem::Lost) => inner.lanes[lane].lost(),
             None => {
+                delivery.wake().await;
                 let Some(next) = receive_again(&inner, lane).await else {
                     return;
                 };
@@ -86,14 +100,40 @@ pub async fn run(inner: Arc<Inner>, lane: usize, mut items: BoxStream<'static, B
     }
 }
 
-fn handle(inner: &Arc<Inner>, signal: Signal) {
+/// What was handed out since the sockets were woken last.
+struct Delivery {
+    at_once: usize,
+    events: usize,
+    writers: Writers,
+}
+
+impl Delivery {
+    /// One more was handed out: now and then the sockets need their turn, before their queues are full.
+    async fn went_on(&mut self) {
+        self.events += 1;
+        if self.events >= self.at_once {
+            self.wake().await;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn wake(&mut self) {
+        self.events = 0;
+        self.writers.wake().await;
+    }
+}
+
+async fn handle(inner: &Arc<Inner>, signal: Signal, delivery: &mut Delivery) {
     match signal {
         Signal::Events { events } => {
             for event in &events {
-                if inner.rooms_of(event.room).offer(event) {
+                let rooms = inner.rooms_of(event.room);
+                if rooms.offer(event, &mut delivery.writers) {
                     inner.start_pull(event.room);
                 }
+                delivery.went_on().await;
             }
+            return;
         }
         Signal::Activity { room, user, .. } => broadcast(inner, room, &signal, user, Own::Left),
         Signal::Presence { room, user, .. } => broadcast(inner, room, &signal, user, Own::Same),
@@ -117,6 +157,7 @@ fn handle(inner: &Arc<Inner>, signal: Signal) {
             state,
         } => inner.presence_chosen(user, device, state),
     }
+    delivery.went_on().await;
 }
 
 fn broadcast(

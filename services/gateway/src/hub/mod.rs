@@ -9,6 +9,7 @@
 //! - `topics`: subscriptions of the bus, in one order.
 //! - `lane`: the loop over a share of the topics.
 //! - `catch_up`: reading from the log: gaps of rooms, and what one socket missed.
+//! - `writers`: waking the sockets that an event went to.
 //! - `leases`: presence of the connected devices.
 
 mod catch_up;
@@ -17,6 +18,7 @@ mod leases;
 mod rooms;
 mod socket;
 mod topics;
+mod writers;
 
 #[cfg(test)]
 mod tests;
@@ -304,6 +306,11 @@ impl Drop for Connection {
 // === impl Inner ===
 
 impl Inner {
+    /// Events that are handed out before the sockets get their turn to write them: only a part of what a queue holds.
+    fn events_at_once(&self) -> usize {
+        (self.send_buffer / 8).clamp(1, 32)
+    }
+
     fn lane_of(&self, partition: Partition) -> &Lane {
         &self.lanes[usize::from(partition.0) % self.lanes.len()]
     }

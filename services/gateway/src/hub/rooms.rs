@@ -11,7 +11,7 @@ use indexmap::IndexMap;
 use parking_lot::Mutex;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use super::{Inner, socket::Socket};
+use super::{Inner, socket::Socket, writers::Writers};
 use crate::{metrics, wire};
 
 /// The rooms of a lane that somebody follows or is about to follow.
@@ -93,8 +93,8 @@ pub enum Own {
 }
 
 impl RoomTable {
-    /// An event from the bus or from a pull. True if a pull must be started.
-    pub fn offer(&self, event: &RoomEvent) -> bool {
+    /// An event from the bus or from a pull; who writes it is left in `writers`. True if a pull must be started.
+    pub fn offer(&self, event: &RoomEvent, writers: &mut Writers) -> bool {
         let mut rooms = self.0.lock();
         let Some(room) = rooms.get_mut(&event.room) else {
             return false;
@@ -105,7 +105,7 @@ impl RoomTable {
         }
         if event.sequence == room.last.next() {
             room.last = event.sequence;
-            room.deliver(event);
+            room.deliver(event, writers);
             // The last follower may have left by this event.
             forget_if_unused(&mut rooms, event.room);
             // What is known beyond this is either about to arrive or being pulled already.
@@ -319,7 +319,7 @@ impl Room {
     }
 
     /// Hands an event to every follower: encoded once, a clone of a reference each.
-    fn deliver(&mut self, event: &RoomEvent) {
+    fn deliver(&mut self, event: &RoomEvent, writers: &mut Writers) {
         if self.followers.is_empty() {
             return;
         }
@@ -327,7 +327,7 @@ impl Room {
         let mut delivered = 0;
         for follower in self.followers.values() {
             if event.sequence > follower.after {
-                follower.socket.push(frame.clone());
+                writers.extend(follower.socket.push_quietly(frame.clone()));
                 delivered += 1;
             }
         }

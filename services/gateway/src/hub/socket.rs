@@ -156,18 +156,26 @@ impl Socket {
 
     /// Queues a frame that must arrive. A full queue means that the client is too slow: it is closed, and resumes later.
     pub fn push(&self, frame: Utf8Bytes) {
+        if let Some(writer) = self.push_quietly(frame) {
+            writer.wake();
+        }
+    }
+
+    /// The same, but leaves it to the caller to wake the task that writes; soon, for nobody else will. `None` if it is awake, or
+    /// about to be woken.
+    pub fn push_quietly(&self, frame: Utf8Bytes) -> Option<Waker> {
         let mut queue = self.queue.lock();
         if self.is_closed() {
-            return;
+            return None;
         }
         if queue.len() >= self.capacity {
             drop(queue);
             self.close(CloseCode::TooSlow);
-            return;
+            return None;
         }
         queue.push_back(frame);
         drop(queue);
-        self.writer.wake();
+        self.writer.take()
     }
 
     /// Queues a frame that may be lost: dropped when the queue is more than half full.

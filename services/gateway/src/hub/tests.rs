@@ -137,6 +137,35 @@ async fn a_slow_reader_is_cut_off_alone() {
     assert_eq!(kept, 8, "its queue never grew beyond the limit");
 }
 
+/// RT-06: many events at once, as a partition commits them together, cut nobody off who reads.
+#[tokio::test]
+async fn a_burst_cuts_off_nobody_who_reads() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let room = town.room(&[ann.user, bob.user]);
+    let options = GatewayOptions {
+        send_buffer: 16,
+        ..options()
+    };
+    let hub = hub(&town, &options).await;
+    let a = follow(&hub, ann, &[]).await;
+    let b = follow(&hub, bob, &[]).await;
+    let events = (3..=202)
+        .map(|_| town.store(room, ann.user, "hi"))
+        .collect();
+    town.publish(Topic::of_room(room), &Signal::Events { events });
+    let (seen_by_a, seen_by_b) =
+        tokio::join!(sequences_to(a.socket(), 202), sequences_to(b.socket(), 202));
+    let all: Vec<u64> = (3..=202).collect();
+    assert_eq!(seen_by_a, all);
+    assert_eq!(seen_by_b, all);
+    assert_eq!(
+        town.tails.load(Ordering::Relaxed),
+        0,
+        "nothing had to be read again"
+    );
+}
+
 /// Promise 7: typing is dropped when a socket is behind, messages are not.
 #[tokio::test]
 async fn typing_is_shed_first() {
