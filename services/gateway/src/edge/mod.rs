@@ -6,6 +6,7 @@ mod limits;
 mod origin;
 mod pass;
 mod problem;
+mod rest_of_body;
 mod transfers;
 
 pub use body::{JsonBody, OptionalJsonBody, PathParams, QueryParams, describe_json};
@@ -14,4 +15,5 @@ pub use limits::{Limits, forget_idle_clients};
 pub use origin::{AllowedOrigins, cors};
 pub use pass::{RequestContext, pass};
 pub use problem::Problem;
+pub use rest_of_body::read_rest;
 pub use transfers::{Transfer, Transfers};

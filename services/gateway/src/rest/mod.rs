@@ -58,6 +58,7 @@ pub fn router(app: App) -> Router {
                 "this method is not offered here",
             )
         })
+        .layer(middleware::from_fn_with_state(app.clone(), edge::read_rest))
         .layer(middleware::from_fn_with_state(app.clone(), edge::pass))
         // Outermost: a page must be able to read every answer, also those that are made or remade on the way out. Preflights are
         // answered here and go no further.

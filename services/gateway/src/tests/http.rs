@@ -3,6 +3,7 @@ use std::sync::Arc;
 use ::http::{Method, Request, Response, StatusCode};
 use axum::{Router, body::Body};
 use carillon_domain::{Error, ErrorCode, Result, account::Identity, ports::Probe};
+use futures::StreamExt as _;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -301,6 +302,38 @@ async fn bad_input_gets_a_clear_answer() {
     }
     let table = table.join("\n").replace(&room.to_string(), "ROOM");
     insta::assert_snapshot!(table);
+}
+
+/// EDGE-01: a refused request is read to its end, so that the client that is still sending it gets the answer; but not for ever, and
+/// not when the client asked first.
+#[tokio::test]
+async fn the_rest_of_a_refused_body_is_read_within_bounds() {
+    let town = Town::new();
+    let options = GatewayOptions {
+        max_upload_bytes: 1000,
+        ..options()
+    };
+    let router = router(&town, options);
+    for (pieces, expect, read) in [(15, false, 15), (1000, false, 21), (15, true, 0)] {
+        let taken = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = taken.clone();
+        let body = futures::stream::iter(0..pieces).map(move |_| {
+            counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Ok::<_, std::io::Error>(vec![b'x'; 100])
+        });
+        // Nobody says who they are: refused before anything is read.
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri("/api/v1/uploads");
+        if expect {
+            request = request.header("expect", "100-continue");
+        }
+        let request = request.body(Body::from_stream(body)).unwrap();
+        let (status, ..) = ask(&router, request).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED);
+        let taken = taken.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(taken, read, "of {pieces} pieces, expect: {expect}");
+    }
 }
 
 /// AUTH-04, RFC 6750: 401 says how to authenticate; 405 says which methods there are.
