@@ -3,8 +3,10 @@
 use std::{
     fs::File,
     io::Read as _,
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -131,11 +133,21 @@ impl Drop for Process {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that nothing else takes before the process that it is for, also while that one is being started again: none is given out
+/// twice, and none is of the range from which the system takes the ports of outgoing connections (32768 to 60999 on Linux).
 pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("loopback has free ports");
-    listener
-        .local_addr()
-        .expect("a bound socket has an address")
-        .port()
+    // Above the ports of Kubernetes' own servers, below those of RabbitMQ's distribution (20,000 more than its own port).
+    const FIRST: u16 = 11_000;
+    const COUNT: u32 = 9_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Tests of several checkouts may run at the same time: each begins elsewhere.
+    let start = std::process::id().wrapping_mul(97);
+    for _ in 0..COUNT {
+        let offset = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        let port = FIRST + u16::try_from(offset).expect("less than COUNT");
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port from {FIRST} on is free");
 }
