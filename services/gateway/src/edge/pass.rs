@@ -1,5 +1,5 @@
-//! The layer around everything but CORS: identity of the request, limit, span, deadline, panics, problem bodies, headers, metrics,
-//! access log.
+//! The layer around everything but CORS and the rest of refused bodies: identity of the request, limit, span, deadline, panics, problem
+//! bodies, headers, metrics, access log.
 
 use std::{panic::AssertUnwindSafe, time::Instant};
 

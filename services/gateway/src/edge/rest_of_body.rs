@@ -2,7 +2,7 @@
 //!
 //! A client that is sending when the connection is closed under it sees a reset, and often not the answer that came before it. So the
 //! rest of a body that nobody wants is read and dropped first, within bounds (nginx calls it a lingering close). Whoever announces more
-//! than that, or waits for `100 Continue`, is answered at once.
+//! than that, waits for `100 Continue`, or is over a limit, is answered at once.
 
 use std::{
     pin::Pin,
@@ -18,7 +18,7 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
-use http::header;
+use http::{StatusCode, header};
 use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
 use parking_lot::Mutex;
@@ -46,6 +46,7 @@ pub async fn read_rest(State(app): State<App>, request: Request, next: Next) -> 
     let rest = left.lock().take();
     if let Some(rest) = rest
         && response.status().is_client_error()
+        && response.status() != StatusCode::TOO_MANY_REQUESTS
         && rest.size_hint().lower() <= most
     {
         // Whatever comes of it, the answer is the same.

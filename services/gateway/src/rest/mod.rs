@@ -58,8 +58,9 @@ pub fn router(app: App) -> Router {
                 "this method is not offered here",
             )
         })
-        .layer(middleware::from_fn_with_state(app.clone(), edge::read_rest))
         .layer(middleware::from_fn_with_state(app.clone(), edge::pass))
+        // Outside of the deadline: an answer that stands isn't replaced because its client takes long to hear it.
+        .layer(middleware::from_fn_with_state(app.clone(), edge::read_rest))
         // Outermost: a page must be able to read every answer, also those that are made or remade on the way out. Preflights are
         // answered here and go no further.
         .layer(edge::cors(app.origins.clone()))
