@@ -45,6 +45,24 @@ async fn several_devices() -> Result<()> {
     play(include_str!("scripts/devices.chat")).await
 }
 
+/// MSG-03, MSG-08.
+#[tokio::test(flavor = "multi_thread")]
+async fn moderation() -> Result<()> {
+    play(include_str!("scripts/moderation.chat")).await
+}
+
+/// MSG-05, MSG-06, MSG-09, MSG-11.
+#[tokio::test(flavor = "multi_thread")]
+async fn receipts_and_counts() -> Result<()> {
+    play(include_str!("scripts/receipts.chat")).await
+}
+
+/// MSG-21.
+#[tokio::test(flavor = "multi_thread")]
+async fn disappearing_messages() -> Result<()> {
+    play(include_str!("scripts/disappearing.chat")).await
+}
+
 /// Promise 1 and OPS-02: what was acknowledged before a kill -9 or a clean stop is there after it, once, in order, and sockets
 /// resume over it.
 #[tokio::test(flavor = "multi_thread")]

@@ -57,6 +57,36 @@ async fn changes_and_permissions_over_two_gateways() -> Result<()> {
     .await
 }
 
+/// MSG-03, MSG-08, RT-08.
+#[tokio::test(flavor = "multi_thread")]
+async fn moderation_over_two_gateways() -> Result<()> {
+    play(
+        "real::moderation_over_two_gateways",
+        include_str!("scripts/moderation.chat"),
+    )
+    .await
+}
+
+/// MSG-05, MSG-06, MSG-09, MSG-11, RT-08.
+#[tokio::test(flavor = "multi_thread")]
+async fn receipts_and_counts_over_two_gateways() -> Result<()> {
+    play(
+        "real::receipts_and_counts_over_two_gateways",
+        include_str!("scripts/receipts.chat"),
+    )
+    .await
+}
+
+/// MSG-21, RT-08.
+#[tokio::test(flavor = "multi_thread")]
+async fn disappearing_messages_over_two_gateways() -> Result<()> {
+    play(
+        "real::disappearing_messages_over_two_gateways",
+        include_str!("scripts/disappearing.chat"),
+    )
+    .await
+}
+
 /// RT-05, RT-08.
 #[tokio::test(flavor = "multi_thread")]
 async fn several_devices_over_two_gateways() -> Result<()> {

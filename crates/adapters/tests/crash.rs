@@ -166,7 +166,7 @@ async fn check(stores: &Stores, acknowledged: &[RoomEvent]) {
             assert_eq!(event.sequence, Sequence(place));
             assert_eq!(event.messages_before, messages);
             messages = event.messages_after();
-            if let EventBody::Message { id, draft } = &event.body {
+            if let EventBody::Message { id, draft, .. } = &event.body {
                 let of_client: &ClientMessageId = &draft.client_message_id;
                 let found = stores.log.find_sent(event.actor, of_client).await.unwrap();
                 assert_eq!(found, [(room, event.sequence)], "indexed once");

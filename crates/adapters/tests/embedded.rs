@@ -39,6 +39,12 @@ async fn rooms() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn moderation() {
+    let (stores, _folder) = fresh();
+    conformance::moderation::all(stores.rooms, stores.log).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn room_log() {
     let (stores, _folder) = fresh();
     conformance::room_log::all(stores.log).await;

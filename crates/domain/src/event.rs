@@ -5,7 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ClientMessageId, MessageId, RoomId, Sequence, Timestamp, UserId, room::Role};
+use crate::{
+    ClientMessageId, MessageId, RoomId, Sequence, Timestamp, UserId,
+    room::{Role, RoomRules},
+};
 
 /// Type of a message's content (MSG-04).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -73,6 +76,28 @@ pub struct Draft {
     pub reply_to: Option<MessageId>,
 }
 
+/// Whom a message calls by name (MSG-11), as the platform understood its text when it was sent: a later edit calls nobody.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Mentions {
+    /// People, in the order of the text, each once; at most [`Mentions::MAX`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<UserId>,
+    /// Everybody in the room.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub room: bool,
+}
+
+impl Mentions {
+    /// People that one message can call.
+    pub const MAX: usize = 20;
+
+    /// Whether nobody is called.
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty() && !self.room
+    }
+}
+
 /// What happened.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -84,6 +109,9 @@ pub enum EventBody {
         /// What was sent.
         #[serde(flatten)]
         draft: Draft,
+        /// Whom it calls.
+        #[serde(default, skip_serializing_if = "Mentions::is_empty")]
+        mentions: Mentions,
     },
     /// A message got other content.
     Edited {
@@ -113,8 +141,72 @@ pub enum EventBody {
         /// Who.
         user: UserId,
     },
+    /// Somebody was asked to join.
+    Invited {
+        /// Who.
+        user: UserId,
+    },
+    /// Somebody was removed, if they were a member, and may not come back.
+    Banned {
+        /// Who.
+        user: UserId,
+    },
+    /// Somebody may come back.
+    Unbanned {
+        /// Who.
+        user: UserId,
+    },
+    /// Somebody may read but not write, member or not.
+    Muted {
+        /// Who.
+        user: UserId,
+        /// Until then; [`crate::room::Restrictions::FOR_GOOD`] if no end was set.
+        until: Timestamp,
+    },
+    /// Somebody may write again.
+    Unmuted {
+        /// Who.
+        user: UserId,
+    },
+    /// The room has another name, description, or other rules: all of them as they are now.
+    Changed {
+        /// Name; empty for direct rooms.
+        name: String,
+        /// Description.
+        description: String,
+        /// Rules.
+        rules: RoomRules,
+    },
     /// The room was deleted; always its last event.
     RoomDeleted,
+}
+
+impl EventBody {
+    /// Whom it makes no member any more, whether or not they were one.
+    pub fn removes(&self) -> Option<UserId> {
+        match self {
+            Self::Left { user } | Self::Banned { user } => Some(*user),
+            _ => None,
+        }
+    }
+
+    /// Whose standing in the room it changes.
+    pub fn concerns(&self) -> Option<UserId> {
+        match self {
+            Self::Joined { user, .. }
+            | Self::Left { user }
+            | Self::Invited { user }
+            | Self::Banned { user }
+            | Self::Unbanned { user }
+            | Self::Muted { user, .. }
+            | Self::Unmuted { user } => Some(*user),
+            Self::Message { .. }
+            | Self::Edited { .. }
+            | Self::Deleted { .. }
+            | Self::Changed { .. }
+            | Self::RoomDeleted => None,
+        }
+    }
 }
 
 /// An entry of a room's log.
@@ -152,7 +244,12 @@ impl RoomEvent {
     #[must_use]
     pub fn redacted(mut self) -> Self {
         match &mut self.body {
-            EventBody::Message { draft, .. } => draft.content.clear(),
+            EventBody::Message {
+                draft, mentions, ..
+            } => {
+                draft.content.clear();
+                *mentions = Mentions::default();
+            }
             EventBody::Edited { content, .. } => content.clear(),
             _ => {}
         }
@@ -198,6 +295,8 @@ pub struct Message {
     pub deleted_at: Option<Timestamp>,
     /// The event that changed it last; its own place when none did.
     pub revision: Sequence,
+    /// Whom it calls.
+    pub mentions: Mentions,
 }
 
 /// An earlier content of a message (MSG-08: edit history kept).
@@ -221,7 +320,12 @@ impl StoredMessage {
 
     /// Folds the events into what a reader sees; `None` if the first event is no message.
     pub fn fold(&self) -> Option<Message> {
-        let EventBody::Message { id, draft } = &self.sent.body else {
+        let EventBody::Message {
+            id,
+            draft,
+            mentions,
+        } = &self.sent.body
+        else {
             return None;
         };
         let mut message = Message {
@@ -238,6 +342,7 @@ impl StoredMessage {
             edited_at: None,
             deleted_at: None,
             revision: self.sent.sequence,
+            mentions: mentions.clone(),
         };
         for change in &self.changes {
             match &change.body {
@@ -247,6 +352,7 @@ impl StoredMessage {
                 }
                 EventBody::Deleted { .. } => {
                     message.content.clear();
+                    message.mentions = Mentions::default();
                     message.deleted_at = Some(change.time);
                 }
                 _ => continue,
@@ -305,6 +411,7 @@ mod tests {
                     content: "first".into(),
                     reply_to: None,
                 },
+                mentions: Mentions::default(),
             },
         )
     }

@@ -82,6 +82,26 @@ pub enum Signal {
         /// When.
         time: Timestamp,
     },
+    /// A room's messages got to one of somebody's devices (MSG-05).
+    Delivered {
+        /// Where.
+        room: RoomId,
+        /// Who.
+        user: UserId,
+        /// Up to and including.
+        sequence: Sequence,
+        /// When.
+        time: Timestamp,
+    },
+    /// A user was asked to join a room.
+    Invited {
+        /// Who.
+        user: UserId,
+        /// Which room.
+        room: RoomId,
+        /// By whom.
+        by: UserId,
+    },
     /// A user is a member of a room from now on: their sockets follow it.
     RoomAdded {
         /// Who.

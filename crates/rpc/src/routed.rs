@@ -17,11 +17,11 @@ use carillon_domain::{
     Error, ErrorCode, MessageId, ReplicaId, Result, RoomId, Sequence, UserId,
     event::{Draft, Message, Revision},
     partition::{Partition, preferred_owner},
-    ports::{ReadMark, Replica, ReplicaRegistry},
+    ports::{Reached, ReadMark, Receipt, Replica, ReplicaRegistry, Restricted},
     room::{Member, Role, Room},
     services::{
-        EventPage, HistoryQuery, MessageService, NewRoom, ResolvedRoom, RoomHead, RoomOverview,
-        RoomSummary, RoomView, SendOutcome,
+        EventPage, HistoryQuery, MessageService, NewRoom, ResolvedRoom, Restriction, RoomChange,
+        RoomHead, RoomOverview, RoomSummary, RoomView, SendOutcome,
     },
     signal::Activity,
 };
@@ -482,6 +482,90 @@ impl MessageService for RoutedMessages {
     async fn remove_member(&self, actor: UserId, room: RoomId, user: UserId) -> Result<()> {
         self.route(To::Owner(room), |c| async move {
             c.remove_member(actor, room, user).await
+        })
+        .await
+    }
+
+    async fn invite(&self, actor: UserId, room: RoomId, user: UserId) -> Result<()> {
+        self.route(To::Owner(room), |c| async move {
+            c.invite(actor, room, user).await
+        })
+        .await
+    }
+
+    async fn invites(
+        &self,
+        actor: UserId,
+        after: Option<RoomId>,
+        limit: usize,
+    ) -> Result<Vec<Room>> {
+        self.route(
+            To::Any,
+            |c| async move { c.invites(actor, after, limit).await },
+        )
+        .await
+    }
+
+    async fn restrict(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        user: UserId,
+        restriction: Restriction,
+    ) -> Result<()> {
+        self.route(To::Owner(room), |c| async move {
+            c.restrict(actor, room, user, restriction).await
+        })
+        .await
+    }
+
+    async fn restrictions(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Restricted>> {
+        self.route(To::Owner(room), |c| async move {
+            c.restrictions(actor, room, after, limit).await
+        })
+        .await
+    }
+
+    async fn change_room(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        change: RoomChange,
+    ) -> Result<RoomView> {
+        self.route(To::Owner(room), |c| {
+            let change = change.clone();
+            async move { c.change_room(actor, room, change).await }
+        })
+        .await
+    }
+
+    async fn mark_delivered(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        sequence: Sequence,
+    ) -> Result<Reached> {
+        self.route(To::Owner(room), |c| async move {
+            c.mark_delivered(actor, room, sequence).await
+        })
+        .await
+    }
+
+    async fn receipts(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Receipt>> {
+        self.route(To::Owner(room), |c| async move {
+            c.receipts(actor, room, after, limit).await
         })
         .await
     }

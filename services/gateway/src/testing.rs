@@ -16,15 +16,16 @@ use carillon_domain::{
     ClientMessageId, Clock, DeviceId, Error, ErrorCode, MediaId, MessageId, Result, RoomId,
     Sequence, Timestamp, UserId,
     account::{ClientInfo, Identity, Session, Tokens, User},
-    event::{Draft, EventBody, Message, MessageType, Revision, RoomEvent, StoredMessage},
+    event::{Draft, EventBody, Mentions, Message, MessageType, Revision, RoomEvent, StoredMessage},
     media::Media,
-    ports::{Bus, BusItem, ReadMark, Subscriptions},
+    ports::{Bus, BusItem, Reached, ReadMark, Receipt, Restricted, Subscriptions},
     presence::{Lease, Presence, PresenceState},
-    room::{Member, Role, Room, RoomKind},
+    room::{Member, Restrictions, Role, Room, RoomKind, RoomRules},
     services::{
         AuthService, EventPage, HistoryQuery, Login, MediaService, MessageService, NewAccount,
         NewMedia, NewPushTarget, NewRoom, NotificationService, PresenceService, ResolvedRoom,
-        RoomHead, RoomOverview, RoomSummary, RoomView, SendOutcome, TokenVerifier,
+        Restriction, RoomChange, RoomHead, RoomOverview, RoomSummary, RoomView, SendOutcome,
+        TokenVerifier,
     },
     signal::{Activity, Signal, Topic},
 };
@@ -106,8 +107,10 @@ impl Town {
             EventBody::Joined { user, .. } => {
                 log.members.insert(*user);
             }
-            EventBody::Left { user } => {
-                log.members.remove(user);
+            body if body.removes().is_some() => {
+                if let Some(user) = body.removes() {
+                    log.members.remove(&user);
+                }
             }
             _ => {}
         }
@@ -202,6 +205,7 @@ pub fn message(content: &str) -> EventBody {
             content: content.into(),
             reply_to: None,
         },
+        mentions: Mentions::default(),
     }
 }
 
@@ -483,6 +487,7 @@ impl Town {
                 created_at: Timestamp(0),
                 pair: None,
                 deleted_at: None,
+                rules: RoomRules::default(),
             },
             role: Some(Role::Member),
             head: Sequence(
@@ -606,11 +611,108 @@ impl MessageService for Town {
         self.member(room, actor)
     }
 
+    async fn invite(&self, actor: UserId, room: RoomId, user: UserId) -> Result<()> {
+        self.member(room, actor)?;
+        let by = actor;
+        self.publish(Topic::of_user(user), &Signal::Invited { user, room, by });
+        Ok(())
+    }
+
+    async fn invites(
+        &self,
+        _actor: UserId,
+        _after: Option<RoomId>,
+        _limit: usize,
+    ) -> Result<Vec<Room>> {
+        Ok(Vec::new())
+    }
+
+    async fn restrict(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        user: UserId,
+        restriction: Restriction,
+    ) -> Result<()> {
+        self.member(room, actor)?;
+        let body = match restriction {
+            Restriction::Ban => EventBody::Banned { user },
+            Restriction::Unban => EventBody::Unbanned { user },
+            Restriction::Mute { until } => EventBody::Muted {
+                user,
+                until: until.unwrap_or(Restrictions::FOR_GOOD),
+            },
+            Restriction::Unmute => EventBody::Unmuted { user },
+        };
+        let event = self.append(room, actor, body);
+        self.tell(&event);
+        if event.body.removes().is_some() {
+            self.publish(Topic::of_user(user), &Signal::RoomRemoved { user, room });
+        }
+        Ok(())
+    }
+
+    async fn restrictions(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        _after: Option<UserId>,
+        _limit: usize,
+    ) -> Result<Vec<Restricted>> {
+        self.member(room, actor)?;
+        Ok(Vec::new())
+    }
+
+    async fn change_room(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        change: RoomChange,
+    ) -> Result<RoomView> {
+        self.member(room, actor)?;
+        let mut view = self.view(room, RoomKind::Public);
+        view.room.name = change.name.unwrap_or(view.room.name);
+        view.room.rules = change.rules.unwrap_or(view.room.rules);
+        Ok(view)
+    }
+
+    async fn mark_delivered(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        sequence: Sequence,
+    ) -> Result<Reached> {
+        self.member(room, actor)?;
+        let (user, time) = (actor, Timestamp(0));
+        self.publish(
+            Topic::of_room(room),
+            &Signal::Delivered {
+                room,
+                user,
+                sequence,
+                time,
+            },
+        );
+        Ok(Reached { sequence, time })
+    }
+
+    async fn receipts(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        _after: Option<UserId>,
+        _limit: usize,
+    ) -> Result<Vec<Receipt>> {
+        self.member(room, actor)?;
+        Ok(Vec::new())
+    }
+
     async fn send(&self, actor: UserId, room: RoomId, draft: Draft) -> Result<SendOutcome> {
         self.member(room, actor)?;
         let body = EventBody::Message {
             id: MessageId::new(),
             draft,
+            mentions: Mentions::default(),
         };
         let event = self.append(room, actor, body);
         self.tell(&event);

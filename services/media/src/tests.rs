@@ -94,6 +94,7 @@ impl World {
             kind,
             name: "room".to_owned(),
             description: String::new(),
+            rules: carillon_domain::room::RoomRules::default(),
         };
         let view = self.messages.create_room(owner, room).await.unwrap();
         view.room.id

@@ -5,10 +5,10 @@ use std::{collections::HashMap, time::Duration};
 
 use carillon_domain::{
     ClientMessageId, Error, ErrorCode, MessageId, Result, RoomId, Sequence, Timestamp, UserId,
-    event::{Draft, EventBody, Message, RoomEvent, StoredMessage},
-    policy::{self, Action},
-    room::{Member, Role, Room},
-    services::SendOutcome,
+    event::{Draft, EventBody, Mentions, Message, RoomEvent, StoredMessage},
+    policy::{self, Action, Who},
+    room::{Member, Restrictions, Role, Room, RoomKind, Standing},
+    services::{Restriction, RoomChange, SendOutcome},
     validate,
 };
 
@@ -19,6 +19,8 @@ pub enum Intent {
     Send {
         /// It.
         draft: Draft,
+        /// Whom it calls.
+        mentions: Mentions,
         /// Places of other rooms that the index names for its client message id, and that were found to hold something else.
         void: Vec<(RoomId, Sequence)>,
     },
@@ -50,6 +52,20 @@ pub enum Intent {
         /// Whom.
         user: UserId,
     },
+    /// Ask a person to join.
+    Invite {
+        /// Whom.
+        user: UserId,
+    },
+    /// Ban or mute a person, or end that.
+    Restrict {
+        /// Whom.
+        user: UserId,
+        /// How.
+        restriction: Restriction,
+    },
+    /// Give the room another name, description or rules.
+    Change(RoomChange),
     /// Delete the room.
     DeleteRoom,
 }
@@ -90,6 +106,8 @@ pub struct Facts {
     pub decided: HashMap<(UserId, ClientMessageId), (RoomId, Draft, Message)>,
     /// Messages to be changed; absent if there are none such in the room.
     pub targets: HashMap<(RoomId, MessageId), StoredMessage>,
+    /// How far anybody but the actor has read the room: for rooms whose messages can be changed only until then.
+    pub read_by_others: HashMap<(RoomId, UserId), Sequence>,
 }
 
 /// A room while a batch is decided: its committed state, and what the batch did so far.
@@ -98,13 +116,14 @@ pub struct Work {
     head: Sequence,
     messages: u64,
     deleted: bool,
-    members: HashMap<UserId, Option<Member>>,
+    people: HashMap<UserId, Standing>,
+    blocked: bool,
 }
 
 /// The rules that options set.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// How long after sending a message its sender may edit or delete it (MSG-08).
+    /// How long after sending a message its sender may edit or delete it, in rooms that don't say (MSG-08).
     pub edit_window: Duration,
 }
 
@@ -127,36 +146,54 @@ impl Decision {
 }
 
 impl Work {
-    /// From a room's committed state. `members` must hold every person whom a request of the batch names or comes from.
+    /// From a room's committed state. `people` must hold every person whom a request of the batch names or comes from; `blocked`
+    /// says whether one of the two people of a direct room blocked the other.
     pub fn new(
         room: Room,
         head: Sequence,
         messages: u64,
         deleted: bool,
-        members: HashMap<UserId, Option<Member>>,
+        people: HashMap<UserId, Standing>,
+        blocked: bool,
     ) -> Self {
         Self {
             room,
             head,
             messages,
             deleted,
-            members,
+            people,
+            blocked,
         }
+    }
+
+    fn standing(&self, user: UserId) -> Standing {
+        self.people.get(&user).copied().unwrap_or_default()
+    }
+
+    fn member(&self, user: UserId) -> Option<Member> {
+        self.standing(user).member
     }
 
     fn role(&self, user: UserId) -> Option<Role> {
         self.member(user).map(|member| member.role)
     }
 
-    fn member(&self, user: UserId) -> Option<Member> {
-        self.members.get(&user).copied().flatten()
+    fn restrictions(&self, user: UserId) -> Restrictions {
+        self.standing(user).restrictions
     }
 
-    fn require(&self, actor: UserId, action: Action) -> Result<()> {
+    fn who(&self, user: UserId, now: Timestamp) -> Who {
+        Who {
+            blocked: self.blocked,
+            ..Who::of(&self.standing(user), now)
+        }
+    }
+
+    fn require(&self, actor: UserId, now: Timestamp, action: Action) -> Result<()> {
         if self.deleted {
             return Err(Error::not_found("room"));
         }
-        policy::require(self.room.kind, self.role(actor), action)
+        policy::require(self.room.kind, self.who(actor, now), action)
     }
 
     fn event(&mut self, actor: UserId, now: Timestamp, body: EventBody) -> RoomEvent {
@@ -170,25 +207,67 @@ impl Work {
         };
         self.head = event.sequence;
         self.messages = event.messages_after();
-        match event.body {
-            EventBody::Joined { user, role } => {
-                // A change of the role doesn't change when they joined.
-                let joined_at = self.member(user).map_or(now, |member| member.joined_at);
-                let member = Member {
-                    user,
-                    role,
-                    since: event.sequence,
-                    joined_at,
-                };
-                self.members.insert(user, Some(member));
-            }
-            EventBody::Left { user } => {
-                self.members.insert(user, None);
-            }
+        if let Some(user) = event.body.concerns() {
+            let standing = self.people.entry(user).or_default();
+            *standing = after(*standing, &event);
+        }
+        match &event.body {
             EventBody::RoomDeleted => self.deleted = true,
-            EventBody::Message { .. } | EventBody::Edited { .. } | EventBody::Deleted { .. } => {}
+            EventBody::Changed {
+                name,
+                description,
+                rules,
+            } => {
+                self.room.name.clone_from(name);
+                self.room.description.clone_from(description);
+                self.room.rules = *rules;
+            }
+            _ => {}
         }
         event
+    }
+}
+
+/// A person's standing after an event that concerns them.
+pub fn after(before: Standing, event: &RoomEvent) -> Standing {
+    let Standing {
+        mut member,
+        mut restrictions,
+    } = before;
+    match event.body {
+        EventBody::Joined { user, role } => {
+            // A change of the role doesn't change when they joined.
+            let joined_at = member.map_or(event.time, |member| member.joined_at);
+            member = Some(Member {
+                user,
+                role,
+                since: event.sequence,
+                joined_at,
+            });
+            restrictions.invited = false;
+        }
+        EventBody::Left { .. } => {
+            member = None;
+            restrictions.invited = false;
+        }
+        EventBody::Invited { .. } => restrictions.invited = true,
+        EventBody::Banned { .. } => {
+            member = None;
+            restrictions.invited = false;
+            restrictions.banned = true;
+        }
+        EventBody::Unbanned { .. } => restrictions.banned = false,
+        EventBody::Muted { until, .. } => restrictions.muted_until = Some(until),
+        EventBody::Unmuted { .. } => restrictions.muted_until = None,
+        EventBody::Message { .. }
+        | EventBody::Edited { .. }
+        | EventBody::Deleted { .. }
+        | EventBody::Changed { .. }
+        | EventBody::RoomDeleted => {}
+    }
+    Standing {
+        member,
+        restrictions,
     }
 }
 
@@ -203,19 +282,24 @@ pub fn decide(
     new_id: MessageId,
 ) -> Result<Decision> {
     match intent {
-        Intent::Send { draft, .. } => send(work, facts, actor, draft, now, new_id),
+        Intent::Send {
+            draft, mentions, ..
+        } => send(work, facts, actor, (draft, mentions), now, new_id),
         Intent::Edit { id, content } => edit(work, facts, rules, actor, *id, content, now),
         Intent::Delete { id } => delete(work, facts, rules, actor, *id, now),
         Intent::Join => join(work, actor, now),
         Intent::Leave => leave(work, actor, now),
         Intent::PutMember { user, role } => put_member(work, actor, *user, *role, now),
         Intent::RemoveMember { user } => remove_member(work, actor, *user, now),
+        Intent::Invite { user } => invite(work, actor, *user, now),
+        Intent::Restrict { user, restriction } => restrict(work, actor, *user, *restriction, now),
+        Intent::Change(change) => change_room(work, actor, change, now),
         Intent::DeleteRoom => {
             // A repeat of a deletion that succeeded: the creator may still ask, everybody else learns nothing.
             if work.deleted && work.role(actor) == Some(Role::Owner) {
                 return Ok(Decision::nothing(Outcome::Done));
             }
-            work.require(actor, Action::DeleteRoom)?;
+            work.require(actor, now, Action::DeleteRoom)?;
             let event = work.event(actor, now, EventBody::RoomDeleted);
             Ok(Decision {
                 events: vec![event],
@@ -229,7 +313,7 @@ fn send(
     work: &mut Work,
     facts: &mut Facts,
     actor: UserId,
-    draft: &Draft,
+    (draft, mentions): (&Draft, &Mentions),
     now: Timestamp,
     id: MessageId,
 ) -> Result<Decision> {
@@ -264,13 +348,14 @@ fn send(
             Err(other_content())
         };
     }
-    work.require(actor, Action::Send)?;
+    work.require(actor, now, Action::Send)?;
     let event = work.event(
         actor,
         now,
         EventBody::Message {
             id,
             draft: draft.clone(),
+            mentions: mentions.clone(),
         },
     );
     let stored = StoredMessage {
@@ -321,17 +406,41 @@ fn target(work: &Work, facts: &Facts, id: MessageId) -> Result<(StoredMessage, M
     Ok((stored.clone(), message))
 }
 
-fn within_window(message: &Message, rules: Rules, now: Timestamp) -> Result<()> {
-    if now.since(message.time) <= rules.edit_window {
-        return Ok(());
+/// Whether its sender may still change a message, by the rules of its room (MSG-08).
+fn still_open(
+    work: &Work,
+    facts: &Facts,
+    rules: Rules,
+    message: &Message,
+    now: Timestamp,
+) -> Result<()> {
+    let window = work
+        .room
+        .rules
+        .edit_window_seconds
+        .map_or(rules.edit_window, |seconds| {
+            Duration::from_secs(seconds.into())
+        });
+    if now.since(message.time) > window {
+        return Err(Error::new(
+            ErrorCode::FailedPrecondition,
+            format!(
+                "a message can be changed for {} seconds after it was sent",
+                window.as_secs()
+            ),
+        ));
     }
-    Err(Error::new(
-        ErrorCode::FailedPrecondition,
-        format!(
-            "a message can be changed for {} seconds after it was sent",
-            rules.edit_window.as_secs()
-        ),
-    ))
+    let read = facts
+        .read_by_others
+        .get(&(work.room.id, message.sender))
+        .is_some_and(|read| *read >= message.sequence);
+    if work.room.rules.edit_unread_only && read {
+        return Err(Error::new(
+            ErrorCode::FailedPrecondition,
+            "a message of this room can be changed until somebody has read it",
+        ));
+    }
+    Ok(())
 }
 
 fn change(
@@ -363,10 +472,11 @@ fn edit(
     content: &str,
     now: Timestamp,
 ) -> Result<Decision> {
-    work.require(actor, Action::Read)?;
+    work.require(actor, now, Action::Read)?;
     let (stored, message) = target(work, facts, id)?;
     work.require(
         actor,
+        now,
         Action::EditMessage {
             own: message.sender == actor,
         },
@@ -383,7 +493,7 @@ fn edit(
     if message.content == content {
         return Ok(Decision::nothing(Outcome::Message(message)));
     }
-    within_window(&message, rules, now)?;
+    still_open(work, facts, rules, &message, now)?;
     let body = EventBody::Edited {
         id,
         target: message.sequence,
@@ -400,20 +510,20 @@ fn delete(
     id: MessageId,
     now: Timestamp,
 ) -> Result<Decision> {
-    work.require(actor, Action::Read)?;
+    work.require(actor, now, Action::Read)?;
     let (stored, message) = target(work, facts, id)?;
     let own = message.sender == actor;
-    work.require(actor, Action::DeleteMessage { own })?;
+    work.require(actor, now, Action::DeleteMessage { own })?;
     if message.deleted_at.is_some() {
         return Ok(Decision::nothing(Outcome::Message(message)));
     }
     // Moderators may always remove a message; its sender only within the window.
     if !policy::allows(
         work.room.kind,
-        work.role(actor),
+        work.who(actor, now),
         Action::DeleteMessage { own: false },
     ) {
-        within_window(&message, rules, now)?;
+        still_open(work, facts, rules, &message, now)?;
     }
     change(
         work,
@@ -444,7 +554,7 @@ fn join(work: &mut Work, actor: UserId, now: Timestamp) -> Result<Decision> {
             vec![(actor, actor, Role::Owner)]
         }
         _ => {
-            work.require(actor, Action::Join)?;
+            work.require(actor, now, Action::Join)?;
             let mut opening = vec![(actor, actor, Role::Member)];
             // Listed rooms are found before their creator has joined (or never did, in a crash): whoever comes first, the
             // creator owns the room, since in a channel nobody else could ever do anything.
@@ -466,16 +576,34 @@ fn join(work: &mut Work, actor: UserId, now: Timestamp) -> Result<Decision> {
 }
 
 fn leave(work: &mut Work, actor: UserId, now: Timestamp) -> Result<Decision> {
-    if work.member(actor).is_none() && !work.deleted {
-        policy::require(work.room.kind, None, Action::Read)?;
+    let standing = work.standing(actor);
+    if standing.member.is_none() && !standing.restrictions.invited && !work.deleted {
+        work.require(actor, now, Action::Read)?;
         return Ok(Decision::nothing(Outcome::Done));
     }
-    work.require(actor, Action::Leave)?;
-    let event = work.event(actor, now, EventBody::Left { user: actor });
-    Ok(Decision {
+    work.require(actor, now, Action::Leave)?;
+    Ok(one(
+        work.event(actor, now, EventBody::Left { user: actor }),
+        Outcome::Done,
+    ))
+}
+
+fn one(event: RoomEvent, outcome: Outcome) -> Decision {
+    Decision {
         events: vec![event],
-        outcome: Outcome::Done,
-    })
+        outcome,
+    }
+}
+
+/// Who is banned must be let back first, by whoever may do that.
+fn not_banned(work: &Work, user: UserId) -> Result<()> {
+    if work.restrictions(user).banned {
+        return Err(Error::new(
+            ErrorCode::FailedPrecondition,
+            "this person is banned from the room: end the ban first",
+        ));
+    }
+    Ok(())
 }
 
 fn put_member(
@@ -488,49 +616,124 @@ fn put_member(
     let present = work.member(user);
     match present {
         Some(member) if member.role == role => {
-            work.require(actor, Action::Read)?;
+            work.require(actor, now, Action::Read)?;
             return Ok(Decision::nothing(Outcome::Member(member)));
         }
-        None if role == Role::Member => work.require(actor, Action::AddMember)?,
-        _ => work.require(
-            actor,
-            Action::SetRole {
-                from: present.map(|member| member.role),
-                to: role,
-            },
-        )?,
+        None if role == Role::Member => work.require(actor, now, Action::AddMember)?,
+        _ => {
+            let from = present.map(|member| member.role);
+            work.require(actor, now, Action::SetRole { from, to: role })?;
+        }
     }
+    not_banned(work, user)?;
     let event = work.event(actor, now, EventBody::Joined { user, role });
     let member = work
         .member(user)
         .ok_or_else(|| Error::defect("who was added is no member"))?;
-    Ok(Decision {
-        events: vec![event],
-        outcome: Outcome::Member(member),
-    })
+    Ok(one(event, Outcome::Member(member)))
 }
 
 fn remove_member(work: &mut Work, actor: UserId, user: UserId, now: Timestamp) -> Result<Decision> {
     if user == actor {
         return leave(work, actor, now);
     }
-    let Some(member) = work.member(user) else {
-        work.require(actor, Action::Read)?;
+    let standing = work.standing(user);
+    let role = standing.member.map(|member| member.role);
+    if role.is_none() && !standing.restrictions.invited {
+        work.require(actor, now, Action::Read)?;
         return Ok(Decision::nothing(Outcome::Done));
+    }
+    work.require(actor, now, Action::RemoveMember { role })?;
+    Ok(one(
+        work.event(actor, now, EventBody::Left { user }),
+        Outcome::Done,
+    ))
+}
+
+fn invite(work: &mut Work, actor: UserId, user: UserId, now: Timestamp) -> Result<Decision> {
+    work.require(actor, now, Action::AddMember)?;
+    not_banned(work, user)?;
+    let standing = work.standing(user);
+    if standing.member.is_some() || standing.restrictions.invited {
+        return Ok(Decision::nothing(Outcome::Done));
+    }
+    Ok(one(
+        work.event(actor, now, EventBody::Invited { user }),
+        Outcome::Done,
+    ))
+}
+
+fn restrict(
+    work: &mut Work,
+    actor: UserId,
+    user: UserId,
+    restriction: Restriction,
+    now: Timestamp,
+) -> Result<Decision> {
+    let role = work.role(user);
+    work.require(actor, now, Action::Restrict { role })?;
+    let present = work.restrictions(user);
+    let muted_until = present.muted_until.filter(|_| present.is_muted(now));
+    let body = match restriction {
+        Restriction::Ban if !present.banned => Some(EventBody::Banned { user }),
+        Restriction::Unban if present.banned => Some(EventBody::Unbanned { user }),
+        Restriction::Mute { until } => {
+            let until = until.map_or(Restrictions::FOR_GOOD, |until| {
+                until.min(Restrictions::FOR_GOOD)
+            });
+            if until <= now {
+                return Err(Error::invalid("until", "a time in the future"));
+            }
+            (muted_until != Some(until)).then_some(EventBody::Muted { user, until })
+        }
+        Restriction::Unmute if muted_until.is_some() => Some(EventBody::Unmuted { user }),
+        Restriction::Ban | Restriction::Unban | Restriction::Unmute => None,
     };
-    work.require(actor, Action::RemoveMember { role: member.role })?;
-    let event = work.event(actor, now, EventBody::Left { user });
-    Ok(Decision {
-        events: vec![event],
-        outcome: Outcome::Done,
+    Ok(match body {
+        Some(body) => one(work.event(actor, now, body), Outcome::Done),
+        None => Decision::nothing(Outcome::Done),
     })
 }
 
-/// The people whom a request is about, besides the actor: their membership must be known before it is decided.
+fn change_room(
+    work: &mut Work,
+    actor: UserId,
+    change: &RoomChange,
+    now: Timestamp,
+) -> Result<Decision> {
+    work.require(actor, now, Action::Change)?;
+    let room = &work.room;
+    if room.kind == RoomKind::Direct && (change.name.is_some() || change.description.is_some()) {
+        return Err(Error::invalid(
+            "name",
+            "direct rooms have no name and no description",
+        ));
+    }
+    let name = change.name.clone().unwrap_or_else(|| room.name.clone());
+    let description = change
+        .description
+        .clone()
+        .unwrap_or_else(|| room.description.clone());
+    let rules = change.rules.unwrap_or(room.rules);
+    if (&name, &description, rules) == (&room.name, &room.description, room.rules) {
+        return Ok(Decision::nothing(Outcome::Done));
+    }
+    let body = EventBody::Changed {
+        name,
+        description,
+        rules,
+    };
+    Ok(one(work.event(actor, now, body), Outcome::Done))
+}
+
+/// The people whom a request is about, besides the actor: their standing must be known before it is decided.
 pub fn people(room: &Room, actor: UserId, intent: &Intent) -> Vec<UserId> {
     let mut people = vec![actor];
     match intent {
-        Intent::PutMember { user, .. } | Intent::RemoveMember { user } => people.push(*user),
+        Intent::PutMember { user, .. }
+        | Intent::RemoveMember { user }
+        | Intent::Invite { user }
+        | Intent::Restrict { user, .. } => people.push(*user),
         Intent::Join => people.extend(room.pair.into_iter().flatten()),
         _ => {}
     }
@@ -539,7 +742,10 @@ pub fn people(room: &Room, actor: UserId, intent: &Intent) -> Vec<UserId> {
 
 #[cfg(test)]
 mod tests {
-    use carillon_domain::{event::MessageType, room::RoomKind};
+    use carillon_domain::{
+        event::MessageType,
+        room::{RoomKind, RoomRules},
+    };
 
     use super::*;
 
@@ -557,8 +763,9 @@ mod tests {
             created_at: Timestamp(0),
             pair: None,
             deleted_at: None,
+            rules: RoomRules::default(),
         };
-        Work::new(room, Sequence::ZERO, 0, false, HashMap::new())
+        Work::new(room, Sequence::ZERO, 0, false, HashMap::new(), false)
     }
 
     fn draft(id: &str, content: &str) -> Intent {
@@ -569,6 +776,7 @@ mod tests {
                 content: content.into(),
                 reply_to: None,
             },
+            mentions: Mentions::default(),
             void: Vec::new(),
         }
     }

@@ -8,8 +8,10 @@
 //! replicas either: for a room of somebody else it answers `NotOwner`.
 
 mod decide;
+mod mentions;
 mod notify;
 mod partition;
+mod purge;
 mod reads;
 mod roster;
 mod service;

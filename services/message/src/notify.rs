@@ -112,6 +112,13 @@ impl Notifier {
     ) {
         let mut addressed = Vec::new();
         for event in &events {
+            if let Some(user) = event.body.removes() {
+                let signal = Signal::RoomRemoved {
+                    user,
+                    room: event.room,
+                };
+                addressed.push((Topic::of_user(user), signal));
+            }
             match event.body {
                 EventBody::Joined { user, .. } => {
                     let peer = pair_of(event)
@@ -123,10 +130,11 @@ impl Notifier {
                     };
                     addressed.push((Topic::of_user(user), signal));
                 }
-                EventBody::Left { user } => {
-                    let signal = Signal::RoomRemoved {
+                EventBody::Invited { user } => {
+                    let signal = Signal::Invited {
                         user,
                         room: event.room,
+                        by: event.actor,
                     };
                     addressed.push((Topic::of_user(user), signal));
                 }
@@ -224,7 +232,7 @@ async fn make_jobs(mut waiting: mpsc::Receiver<Committed>, ports: Arc<PushPorts>
 }
 
 async fn make_jobs_of(ports: &PushPorts, committed: Committed) -> Result<()> {
-    let EventBody::Message { id, draft } = &committed.event.body else {
+    let EventBody::Message { id, draft, .. } = &committed.event.body else {
         return Ok(());
     };
     let sender = committed.event.actor;

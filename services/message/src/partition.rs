@@ -20,7 +20,7 @@ use carillon_domain::{
     event::{EventBody, RoomEvent, StoredMessage},
     partition::Partition,
     ports::{RoomLog, RoomStore},
-    room::Member,
+    room::{Room, Standing},
 };
 use carillon_telemetry::metrics::{self, HistogramVec, IntCounterVec};
 use dashmap::DashMap;
@@ -64,6 +64,8 @@ const WAITING: usize = 2048;
 const BATCH: usize = 256;
 /// Store reads under way at once for one batch.
 const READS_AT_ONCE: usize = 64;
+/// Read marks of a room that are looked through at once.
+const RECEIPTS: usize = 1000;
 /// Rooms remembered per partition before all are forgotten (and opened again when needed).
 const ROOMS_REMEMBERED: usize = 4096;
 
@@ -531,6 +533,7 @@ impl Task {
         let mut ids: HashMap<(RoomId, UserId, ClientMessageId), Vec<(RoomId, Sequence)>> =
             HashMap::new();
         let mut targets: HashSet<(RoomId, MessageId)> = HashSet::new();
+        let mut changers: HashSet<(RoomId, UserId)> = HashSet::new();
         for (room, write) in writes {
             rooms.entry(write.room).or_insert_with(|| room.clone());
             people.extend(
@@ -539,28 +542,31 @@ impl Task {
                     .map(|user| (write.room, user)),
             );
             match &write.intent {
-                Intent::Send { draft, void } => {
+                Intent::Send { draft, void, .. } => {
                     let key = (write.room, write.actor, draft.client_message_id.clone());
                     ids.entry(key).or_default().extend(void);
                 }
                 Intent::Edit { id, .. } | Intent::Delete { id } => {
                     targets.insert((write.room, *id));
+                    if room.now.lock().room.rules.edit_unread_only {
+                        changers.insert((write.room, write.actor));
+                    }
                 }
                 _ => {}
             }
         }
-        let members = async {
+        let standings = async {
             stream::iter(people)
                 .map(|(room, user)| {
                     let handle = rooms.get(&room).cloned();
                     async move {
-                        let member = match &handle {
+                        let standing = match &handle {
                             Some(handle) => {
-                                member_of(self.shared.rooms.as_ref(), handle, user).await?
+                                standing_of(self.shared.rooms.as_ref(), handle, user).await?
                             }
-                            None => None,
+                            None => Standing::default(),
                         };
-                        Ok::<_, Error>((room, user, member))
+                        Ok::<_, Error>((room, user, standing))
                     }
                 })
                 .buffer_unordered(READS_AT_ONCE)
@@ -607,34 +613,57 @@ impl Task {
                 .try_collect::<HashMap<_, _>>()
                 .await
         };
-        let (members, sent, targets) = futures::try_join!(members, sent, targets)?;
-        let mut by_room: HashMap<RoomId, HashMap<UserId, Option<Member>>> = HashMap::new();
-        for (room, user, member) in members {
-            by_room.entry(room).or_default().insert(user, member);
+        let read_by_others = async {
+            stream::iter(changers)
+                .map(|(room, actor)| async move {
+                    let read = self.read_by_others(room, actor).await?;
+                    Ok::<_, Error>(((room, actor), read))
+                })
+                .buffer_unordered(READS_AT_ONCE)
+                .try_collect::<HashMap<_, _>>()
+                .await
+        };
+        let (standings, sent, targets, read_by_others) =
+            futures::try_join!(standings, sent, targets, read_by_others)?;
+        let mut by_room: HashMap<RoomId, HashMap<UserId, Standing>> = HashMap::new();
+        for (room, user, standing) in standings {
+            by_room.entry(room).or_default().insert(user, standing);
         }
         let works = rooms
             .into_iter()
             .map(|(id, handle)| {
-                let members = by_room.remove(&id).unwrap_or_default();
+                let people = by_room.remove(&id).unwrap_or_default();
                 let now = handle.now.lock();
-                (
-                    id,
-                    Work::new(
-                        handle.room.clone(),
-                        now.head,
-                        now.messages,
-                        now.deleted,
-                        members,
-                    ),
-                )
+                let room = Room::clone(&now.room);
+                let work = Work::new(room, now.head, now.messages, now.deleted, people, false);
+                (id, work)
             })
             .collect();
         let facts = Facts {
             sent,
             decided: HashMap::new(),
             targets,
+            read_by_others,
         };
         Ok((works, facts))
+    }
+
+    /// How far anybody but one person has read a room.
+    async fn read_by_others(&self, room: RoomId, person: UserId) -> Result<Sequence> {
+        let mut furthest = Sequence::ZERO;
+        let mut after = None;
+        loop {
+            let page = self.shared.rooms.receipts(room, after, RECEIPTS).await?;
+            for receipt in &page {
+                if let (true, Some(read)) = (receipt.user != person, receipt.read) {
+                    furthest = furthest.max(read.sequence);
+                }
+            }
+            match page.last() {
+                Some(last) if page.len() == RECEIPTS => after = Some(last.user),
+                _ => return Ok(furthest),
+            }
+        }
     }
 
     /// What the log holds under a client message id. Entries of the index are candidates: one may belong to a write that never
@@ -654,7 +683,11 @@ impl Task {
                 }
                 continue;
             }
-            if place > here.now.lock().head {
+            let kept = {
+                let now = here.now.lock();
+                now.floor.first..=now.head
+            };
+            if !kept.contains(&place) {
                 continue;
             }
             let stored = self
@@ -677,27 +710,27 @@ pub fn is_send(event: &RoomEvent, sender: UserId, id: &ClientMessageId) -> bool 
         && matches!(&event.body, EventBody::Message { draft, .. } if draft.client_message_id == *id)
 }
 
-/// A membership, remembered or read.
-pub async fn member_of(
+/// A person's standing, remembered or read.
+pub async fn standing_of(
     rooms: &dyn RoomStore,
     room: &OpenedRoom,
     user: UserId,
-) -> Result<Option<Member>> {
+) -> Result<Standing> {
     let at = {
         let now = room.now.lock();
-        if let Some(member) = now.member(user) {
-            return Ok(member);
+        if let Some(standing) = now.standing(user) {
+            return Ok(standing);
         }
         now.head
     };
-    let member = rooms.member(room.id(), user).await?;
+    let standing = rooms.standing(room.id(), user).await?;
     let mut now = room.now.lock();
     // An event may have told more since.
-    if let Some(known) = now.member(user) {
+    if let Some(known) = now.standing(user) {
         return Ok(known);
     }
-    now.learn_member(at, user, member);
-    Ok(member)
+    now.learn_standing(at, user, standing);
+    Ok(standing)
 }
 
 /// A message of an open room with its changes.
@@ -709,8 +742,11 @@ pub async fn stored_message(
     let Some((found, place)) = log.find_message(id).await? else {
         return Ok(None);
     };
-    let head = room.now.lock().head;
-    if found != room.id() || place > head {
+    let (floor, head) = {
+        let now = room.now.lock();
+        (now.floor.first, now.head)
+    };
+    if found != room.id() || place > head || place < floor {
         return Ok(None);
     }
     let stored = log.messages(found, &room.fences, place, place).await?.pop();
@@ -744,6 +780,12 @@ fn kind_label(body: &EventBody) -> &'static str {
         EventBody::Deleted { .. } => "deleted",
         EventBody::Joined { .. } => "joined",
         EventBody::Left { .. } => "left",
+        EventBody::Invited { .. } => "invited",
+        EventBody::Banned { .. } => "banned",
+        EventBody::Unbanned { .. } => "unbanned",
+        EventBody::Muted { .. } => "muted",
+        EventBody::Unmuted { .. } => "unmuted",
+        EventBody::Changed { .. } => "changed",
         EventBody::RoomDeleted => "room_deleted",
     }
 }

@@ -3,18 +3,20 @@
 use std::collections::{HashMap, HashSet};
 
 use carillon_domain::{
-    Error, MessageId, Result, Sequence, UserId,
+    Error, MessageId, Result, Sequence, Timestamp, UserId,
     event::{EventBody, Message, RoomEvent, StoredMessage},
-    ports::{ReadMark, RoomLog},
-    services::{EventPage, HistoryQuery, RoomOverview},
+    ports::{Floor, ReadMark, RoomLog, RoomStore},
+    services::{EventPage, HistoryQuery},
 };
 
 use crate::state::OpenedRoom;
 
 /// Places that one read of the log covers.
 const CHUNK: u64 = 200;
-/// Events that are read at once in search of a message.
+/// Events that are read at once in search of a place.
 const PROBES: u64 = 16;
+/// Places that one read of an index covers.
+const PLACES: usize = 1000;
 
 /// Messages of a page, ascending (MSG-07).
 pub async fn history(
@@ -22,11 +24,13 @@ pub async fn history(
     room: &OpenedRoom,
     query: HistoryQuery,
 ) -> Result<Vec<Message>> {
-    let (head, total) = {
+    let (head, total, floor) = {
         let now = room.now.lock();
-        (now.head, now.messages)
+        (now.head, now.messages, now.floor)
     };
-    let first = query.after.map_or(Sequence(1), Sequence::next);
+    let first = query
+        .after
+        .map_or(floor.first, |after| after.next().max(floor.first));
     let last = query.before.map_or(head, |before| {
         Sequence(before.0.saturating_sub(1)).min(head)
     });
@@ -62,7 +66,7 @@ pub async fn history(
                 Some(message) => message.sent.messages_before,
                 None => event_at(log, room, from).await?.messages_before,
             };
-            if before == 0 || from == low {
+            if before <= floor.messages || from == low {
                 low = from.next();
             }
             high = Sequence(from.0 - 1);
@@ -99,12 +103,24 @@ async fn event_at(log: &dyn RoomLog, room: &OpenedRoom, place: Sequence) -> Resu
         .ok_or_else(|| Error::defect("the log has a hole"))
 }
 
-/// The first place in `low..=high` up to which the room has `n` messages; `high` if there is none before it. Reads a number of
-/// events that grows with the logarithm of the distance.
+/// The first place in `low..=high` up to which the room has `n` messages; `high` if there is none before it.
 async fn nth_message(
     log: &dyn RoomLog,
     room: &OpenedRoom,
     n: u64,
+    low: Sequence,
+    high: Sequence,
+) -> Result<Sequence> {
+    let reached = |event: &RoomEvent| event.messages_after() >= n;
+    first_where(log, room, reached, low, high).await
+}
+
+/// The first place in `low..high` whose event is so, given that all after it are; `high` if there is none. Reads a number of events
+/// that grows with the logarithm of the distance.
+async fn first_where(
+    log: &dyn RoomLog,
+    room: &OpenedRoom,
+    is_so: impl Fn(&RoomEvent) -> bool,
     low: Sequence,
     high: Sequence,
 ) -> Result<Sequence> {
@@ -114,7 +130,7 @@ async fn nth_message(
         let places = (low..high).step_by(usize::try_from(step).unwrap_or(usize::MAX));
         let probes = places.map(|place| event_at(log, room, Sequence(place)));
         for event in futures::future::try_join_all(probes).await? {
-            if event.messages_after() >= n {
+            if is_so(&event) {
                 high = event.sequence.0;
                 break;
             }
@@ -124,50 +140,122 @@ async fn nth_message(
     Ok(Sequence(high))
 }
 
-/// Messages of others that a reader hasn't read and that weren't deleted: see [`RoomOverview::unread`].
+/// What a reader hasn't read.
+pub struct Unread {
+    /// How far they have read.
+    pub mark: ReadMark,
+    /// Messages after that.
+    pub messages: u64,
+    /// Those of them that call the reader, or everybody.
+    pub mentions: u64,
+}
+
+/// Counts what a reader whose stored mark is `mark` hasn't read and what wasn't deleted: a difference of counts less the deleted
+/// ones, at a cost that doesn't depend on how much that is.
 pub async fn unread(
-    log: &dyn RoomLog,
+    store: &dyn RoomStore,
     room: &OpenedRoom,
     reader: UserId,
     mark: ReadMark,
-) -> Result<u64> {
-    let (head, messages, until) = {
+) -> Result<Unread> {
+    let (head, messages, floor, mark) = {
         let now = room.now.lock();
-        if let Some(unread) = now.unread(reader, mark.sequence) {
-            return Ok(unread);
+        (now.head, now.messages, now.floor, now.read_by(reader, mark))
+    };
+    let after = mark.sequence.max(Sequence(floor.first.0 - 1));
+    let difference = messages.saturating_sub(mark.messages.max(floor.messages));
+    if difference == 0 {
+        return Ok(Unread {
+            mark,
+            messages: 0,
+            mentions: 0,
+        });
+    }
+    let calls = async {
+        let page = |after| store.mentions_after(room.id(), reader, after, PLACES);
+        all_places(page, after).await
+    };
+    let (deleted, calls) = tokio::try_join!(deleted_after(store, room, after), calls)?;
+    let deleted: HashSet<Sequence> = deleted.into_iter().filter(|place| *place <= head).collect();
+    let mentions = calls
+        .iter()
+        .filter(|place| **place <= head && !deleted.contains(place))
+        .count();
+    Ok(Unread {
+        mark,
+        messages: difference.saturating_sub(deleted.len() as u64),
+        mentions: mentions as u64,
+    })
+}
+
+async fn deleted_after(
+    store: &dyn RoomStore,
+    room: &OpenedRoom,
+    after: Sequence,
+) -> Result<Vec<Sequence>> {
+    let head = {
+        let now = room.now.lock();
+        if let Some(places) = now.deleted_after(after) {
+            return Ok(places);
         }
-        (now.head, now.messages, now.recent_from())
+        now.head
     };
-    let difference = messages.saturating_sub(mark.messages);
-    if difference == 0 || head.0.saturating_sub(mark.sequence.0) > RoomOverview::EXACT {
-        return Ok(difference);
+    let page = |after| store.deleted_after(room.id(), after, PLACES);
+    let places = all_places(page, after).await?;
+    room.now.lock().learn_deleted(head, after, &places);
+    Ok(places)
+}
+
+/// Every page of places after one.
+async fn all_places<P, F>(page: P, after: Sequence) -> Result<Vec<Sequence>>
+where
+    P: Fn(Sequence) -> F,
+    F: Future<Output = Result<Vec<Sequence>>>,
+{
+    let mut places = Vec::new();
+    loop {
+        let next = page(places.last().copied().unwrap_or(after)).await?;
+        let full = next.len() >= PLACES;
+        places.extend(next);
+        if !full {
+            return Ok(places);
+        }
     }
-    let from = mark.sequence.next();
-    let mut found = Vec::new();
-    let mut low = from;
-    while low < until {
-        let to = Sequence((low.0 + CHUNK).min(until.0) - 1);
-        let page = log.messages(room.id(), &room.fences, low, to).await?;
-        let messages = page
-            .into_iter()
-            .filter_map(|stored| stored.up_to(head).fold())
-            .filter(|message| message.deleted_at.is_none());
-        found.extend(messages.map(|message| (message.sequence, message.sender)));
-        low = to.next();
-    }
-    let mut now = room.now.lock();
-    now.learn_recent(head, from, until, &found);
-    if let Some(unread) = now.unread(reader, mark.sequence) {
-        return Ok(unread);
-    }
-    // The room went on meanwhile: the answer is as of then, and the next one will be remembered.
-    let older = found.iter().filter(|(_, sender)| *sender != reader).count() as u64;
-    let newer = if until > head {
-        Some(0)
+}
+
+/// Raises the floor to the first event that isn't older than the room's retention (MSG-21), for good, before anybody is shown less.
+/// Times of events nearly ascend: an owner's clock may be behind the one's before it, so that an event may go a little early or
+/// late, and only with all that are before it.
+pub async fn expire(log: &dyn RoomLog, room: &OpenedRoom, now: Timestamp) -> Result<()> {
+    let (retention, floor, head, messages) = {
+        let state = room.now.lock();
+        let Some(retention) = state.room.rules.retention() else {
+            return Ok(());
+        };
+        if state.floor.first > state.head || state.expires.is_some_and(|expires| now < expires) {
+            return Ok(());
+        }
+        (retention, state.floor, state.head, state.messages)
+    };
+    let kept = |event: &RoomEvent| now.since(event.time) < retention;
+    let first = first_where(log, room, kept, floor.first, head.next()).await?;
+    let (floor, expires) = if first > head {
+        let floor = Floor { first, messages };
+        (floor, None)
     } else {
-        now.unread(reader, Sequence(until.0 - 1))
+        let event = event_at(log, room, first).await?;
+        let floor = Floor {
+            first,
+            messages: event.messages_before,
+        };
+        (floor, Some(event.time.plus(retention)))
     };
-    Ok(newer.map_or(difference, |newer| older + newer))
+    let known = room.now.lock().floor;
+    if floor.first > known.first {
+        log.raise_floor(room.id(), floor).await?;
+    }
+    room.now.lock().raise_floor(floor, expires);
+    Ok(())
 }
 
 /// Events after a place (promise 4), without content that was deleted since.
@@ -177,10 +265,12 @@ pub async fn events(
     after: Sequence,
     limit: usize,
 ) -> Result<EventPage> {
-    let head = room.now.lock().head;
-    let first_available = Sequence(1);
-    let from = after.next();
-    let to = Sequence(after.0.saturating_add(limit as u64)).min(head);
+    let (head, first_available) = {
+        let now = room.now.lock();
+        (now.head, now.floor.first)
+    };
+    let from = after.next().max(first_available);
+    let to = Sequence(from.0.saturating_add(limit as u64 - 1)).min(head);
     if from > to {
         return Ok(EventPage {
             events: Vec::new(),
@@ -205,7 +295,12 @@ pub async fn events(
             _ => None,
         })
         .collect();
-    for place in earlier.into_keys() {
+    for (place, id) in earlier {
+        if place < first_available {
+            // Of a message that isn't kept any more nothing is shown.
+            deleted.insert(id);
+            continue;
+        }
         deleted.extend(
             log.messages(room.id(), &room.fences, place, place)
                 .await?

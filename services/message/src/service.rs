@@ -9,12 +9,14 @@ use carillon_domain::{
     ClientMessageId, Clock, Error, ErrorCode, MessageId, ReplicaId, Result, RoomId, Sequence,
     UserId,
     event::{Draft, Message, Revision},
-    policy::{self, Action},
-    ports::{AccountStore, Bus, PushQueue, ReadMark, RoomLog, RoomStore},
-    room::{Member, Role, Room, RoomKind},
+    policy::{self, Action, Who},
+    ports::{
+        AccountStore, Bus, PushQueue, Reached, ReadMark, Receipt, Restricted, RoomLog, RoomStore,
+    },
+    room::{Member, Role, Room, RoomKind, RoomRules, Standing},
     services::{
-        EventPage, HistoryQuery, MessageService, NewRoom, PresenceService, ResolvedRoom, RoomHead,
-        RoomOverview, RoomSummary, RoomView, SendOutcome,
+        EventPage, HistoryQuery, MessageService, NewRoom, PresenceService, ResolvedRoom,
+        Restriction, RoomChange, RoomHead, RoomOverview, RoomSummary, RoomView, SendOutcome,
     },
     signal::{Activity, Signal},
     validate::{self, Problems},
@@ -25,9 +27,10 @@ use tokio::sync::oneshot;
 
 use crate::{
     decide::{self, Intent, Outcome, Rules},
+    mentions,
     notify::{Notifier, PushPorts},
     partition::{self, Partitions, Request, Shared, Write},
-    reads,
+    purge, reads,
     roster::Ownership,
     state::RoomHandle,
 };
@@ -43,6 +46,9 @@ const COUNTED_TOGETHER: usize = 1000;
 /// How often a send asks other rooms about its client message id before it gives up: each time only about places that came up
 /// since, so that more than once means that the same id is being sent to several rooms right now.
 const SETTLING_ROUNDS: usize = 3;
+/// Rooms with a retention that are listed at once, and those of them that are purged at once.
+const RETAINED: usize = 1000;
+const PURGED_AT_ONCE: usize = 4;
 /// Other rooms that are asked at once.
 const ASKED_AT_ONCE: usize = 8;
 
@@ -57,6 +63,9 @@ pub struct MessageOptions {
     /// another one took over, those of an old owner are at most this old. Costs one read of the log per partition in use and this
     /// time. What is read of one room is always proven anew.
     pub proof_lasts: Duration,
+    /// How often what retention leaves no more is removed from the store (MSG-21). Readers see nothing of it from the moment that
+    /// it is due.
+    pub purge_every: Duration,
 }
 
 impl Default for MessageOptions {
@@ -65,6 +74,7 @@ impl Default for MessageOptions {
             edit_window: Duration::from_secs(180),
             max_rooms: MAX_ROOMS,
             proof_lasts: Duration::from_secs(1),
+            purge_every: Duration::from_secs(30),
         }
     }
 }
@@ -131,7 +141,7 @@ impl MessageRole {
             proof_lasts: options.proof_lasts,
             opened: DashMap::new(),
         });
-        Arc::new_cyclic(|me| Self {
+        let role = Arc::new_cyclic(|me| Self {
             shared: partitions.shared.clone(),
             partitions,
             rooms: ports.rooms,
@@ -139,7 +149,38 @@ impl MessageRole {
             max_rooms: options.max_rooms.min(MAX_ROOMS),
             peers: peers.map(OnceLock::from).unwrap_or_default(),
             me: me.clone(),
-        })
+        });
+        tokio::spawn(purge::run(Arc::downgrade(&role), options.purge_every));
+        role
+    }
+
+    /// Removes what the retention of this replica's rooms leaves no more. A room that fails is tried again the next time.
+    pub(crate) async fn purge(&self) -> Result<()> {
+        let mut after = None;
+        loop {
+            let rooms = self.rooms.retained(after, RETAINED).await?;
+            after = rooms.last().copied();
+            let full = rooms.len() == RETAINED;
+            let owned = rooms
+                .into_iter()
+                .filter(|room| self.shared.check_owner(*room).is_ok());
+            stream::iter(owned)
+                .for_each_concurrent(PURGED_AT_ONCE, |room| async move {
+                    if let Err(error) = self.purge_room(room).await {
+                        tracing::debug!(%error, cause = error.cause_chain(), %room, "a room keeps more than its retention for now");
+                    }
+                })
+                .await;
+            if !full {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn purge_room(&self, room: RoomId) -> Result<()> {
+        let handle = self.open_now(room).await?;
+        while self.shared.log.purge(room, &handle.fences).await? {}
+        Ok(())
     }
 
     fn peers(&self) -> Result<Arc<dyn MessageService>> {
@@ -196,37 +237,51 @@ impl MessageRole {
     /// is seen.
     async fn open_now(&self, room: RoomId) -> Result<RoomHandle> {
         let since = Instant::now();
-        let handle = self.open(room).await?;
+        let mut handle = self.open(room).await?;
         match self.shared.prove(&handle, since).await {
             // The proof that `open` went by was too old. Its tenure has ended with this, so it is opened under a new one.
             Err(error) if error.code == ErrorCode::NotOwner => {
-                let handle = self.open(room).await?;
+                handle = self.open(room).await?;
                 self.shared.prove(&handle, since).await?;
-                Ok(handle)
             }
-            proven => proven.map(|()| handle),
+            proven => proven?,
         }
+        self.expire(&handle).await?;
+        Ok(handle)
     }
 
-    /// The open room if the actor may read it, with their membership.
-    async fn open_for(&self, actor: UserId, room: RoomId) -> Result<(RoomHandle, Option<Member>)> {
+    async fn expire(&self, handle: &RoomHandle) -> Result<()> {
+        let now = self.shared.clock.now();
+        reads::expire(self.shared.log.as_ref(), handle, now).await
+    }
+
+    /// The open room if the actor may do this in it, with their standing.
+    async fn open_to(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        action: Action,
+    ) -> Result<(RoomHandle, Standing)> {
         let handle = self.open_now(room).await?;
         if handle.now.lock().deleted {
             return Err(Error::not_found("room"));
         }
-        let member = partition::member_of(self.rooms.as_ref(), &handle, actor).await?;
-        policy::require(
-            handle.room.kind,
-            member.map(|member| member.role),
-            Action::Read,
-        )?;
-        Ok((handle, member))
+        let standing = partition::standing_of(self.rooms.as_ref(), &handle, actor).await?;
+        let who = Who::of(&standing, self.shared.clock.now());
+        policy::require(handle.room.kind, who, action)?;
+        Ok((handle, standing))
+    }
+
+    /// The open room if the actor may read it.
+    async fn open_for(&self, actor: UserId, room: RoomId) -> Result<RoomHandle> {
+        let (handle, _) = self.open_to(actor, room, Action::Read).await?;
+        Ok(handle)
     }
 
     /// The open room if the actor is a member of it.
     async fn open_as_member(&self, actor: UserId, room: RoomId) -> Result<RoomHandle> {
-        let (handle, member) = self.open_for(actor, room).await?;
-        if member.is_none() {
+        let (handle, standing) = self.open_to(actor, room, Action::Read).await?;
+        if standing.member.is_none() {
             return Err(Error::denied("only members of the room may do this"));
         }
         Ok(handle)
@@ -322,37 +377,68 @@ impl MessageRole {
             Err(error) if error.code == ErrorCode::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let (head, messages, deleted) = {
+        self.expire(&handle).await?;
+        let (head, kept, deleted) = {
             let now = handle.now.lock();
-            (now.head, now.messages, now.deleted)
+            (now.head, now.messages - now.floor.messages, now.deleted)
         };
         if deleted {
             return Ok(None);
         }
-        let floor = Sequence(head.0.saturating_sub(LAST_MESSAGE_SEARCH));
+        let searched = Sequence(head.0.saturating_sub(LAST_MESSAGE_SEARCH));
         let query = HistoryQuery {
             limit: 1,
             before: Some(head.next()),
-            after: Some(floor),
+            after: Some(searched),
         };
         let log = self.shared.log.as_ref();
-        let last_message = if messages == 0 {
+        let last_message = if kept == 0 {
             None
         } else {
             reads::history(log, &handle, query).await?.pop()
         };
+        let unread = reads::unread(self.rooms.as_ref(), &handle, reader, read).await?;
         Ok(Some(RoomOverview {
             room,
             head,
             last_message,
-            read,
-            unread: reads::unread(log, &handle, reader, read).await?,
+            read: unread.mark,
+            unread: unread.messages,
+            mentions: unread.mentions,
         }))
     }
 }
 
 fn wrong(what: &str) -> Error {
     Error::defect(format!("a decision about {what} had another outcome"))
+}
+
+/// A room's shown name.
+const NAME: &str = "1 to 80 characters, no control characters";
+/// A room's description.
+const DESCRIPTION: &str = "at most 1000 characters";
+
+fn is_description(text: &str) -> bool {
+    text.chars().count() <= 1000
+}
+
+fn check_rules(problems: &mut Problems, rules: &RoomRules) {
+    let fits =
+        |value: Option<u32>, least, most| value.is_none_or(|value| (least..=most).contains(&value));
+    problems.check(
+        fits(rules.edit_window_seconds, 0, RoomRules::MAX_EDIT_WINDOW),
+        "rules.edit_window_seconds",
+        "0 to 86400",
+    );
+    problems.check(
+        fits(
+            rules.retention_seconds,
+            RoomRules::MIN_RETENTION,
+            RoomRules::MAX_RETENTION,
+        ),
+        "rules.retention_seconds",
+        "5 to 315360000, or null to keep everything",
+    );
 }
 
 fn check_range(field: &str, value: usize, max: usize) -> Result<()> {
@@ -372,16 +458,9 @@ impl MessageService for MessageRole {
             "type",
             "public, private, group or channel; direct rooms are opened with POST /dm",
         );
-        problems.check(
-            validate::is_display_name(&new.name),
-            "name",
-            "1 to 80 characters, no control characters",
-        );
-        problems.check(
-            new.description.chars().count() <= 1000,
-            "description",
-            "at most 1000 characters",
-        );
+        problems.check(validate::is_display_name(&new.name), "name", NAME);
+        problems.check(is_description(&new.description), "description", DESCRIPTION);
+        check_rules(&mut problems, &new.rules);
         problems.into_result()?;
         self.check_room_limit(actor).await?;
         let room = Room {
@@ -393,9 +472,21 @@ impl MessageService for MessageRole {
             created_at: self.shared.clock.now(),
             pair: None,
             deleted_at: None,
+            rules: RoomRules::default(),
         };
+        let rules = new.rules;
         self.rooms.create(&room).await?;
-        self.view(actor, room).await
+        let id = room.id;
+        let view = self.view(actor, room).await?;
+        if rules == RoomRules::default() {
+            return Ok(view);
+        }
+        // Rules are in the log, like every change of a room.
+        let change = RoomChange {
+            rules: Some(rules),
+            ..RoomChange::default()
+        };
+        self.peers()?.change_room(actor, id, change).await
     }
 
     async fn open_direct(&self, actor: UserId, peer: UserId) -> Result<(RoomView, bool)> {
@@ -422,6 +513,7 @@ impl MessageService for MessageRole {
                     created_at: self.shared.clock.now(),
                     pair: Some(pair),
                     deleted_at: None,
+                    rules: RoomRules::default(),
                 };
                 self.rooms.create(&room).await?;
                 room
@@ -451,6 +543,7 @@ impl MessageService for MessageRole {
             last_message: overview.last_message,
             read: overview.read,
             unread: overview.unread,
+            mentions: overview.mentions,
             room,
         };
         let mut after = after;
@@ -493,12 +586,12 @@ impl MessageService for MessageRole {
     }
 
     async fn room(&self, actor: UserId, room: RoomId) -> Result<RoomView> {
-        let (handle, member) = self.open_for(actor, room).await?;
-        let head = handle.now.lock().head;
+        let (handle, standing) = self.open_to(actor, room, Action::Read).await?;
+        let now = handle.now.lock();
         Ok(RoomView {
-            room: handle.room.clone(),
-            role: member.map(|member| member.role),
-            head,
+            room: Room::clone(&now.room),
+            role: standing.member.map(|member| member.role),
+            head: now.head,
         })
     }
 
@@ -529,7 +622,7 @@ impl MessageService for MessageRole {
         limit: usize,
     ) -> Result<Vec<Member>> {
         check_range("limit", limit, 1000)?;
-        let (handle, _) = self.open_for(actor, room).await?;
+        let handle = self.open_for(actor, room).await?;
         self.rooms.members(handle.id(), after, limit).await
     }
 
@@ -560,6 +653,112 @@ impl MessageService for MessageRole {
             .map(|_| ())
     }
 
+    async fn invite(&self, actor: UserId, room: RoomId, user: UserId) -> Result<()> {
+        self.shared.check_owner(room)?;
+        if self.accounts.by_ids(&[user]).await?.is_empty() {
+            return Err(Error::not_found("user"));
+        }
+        self.write(room, actor, Intent::Invite { user })
+            .await
+            .map(|_| ())
+    }
+
+    async fn invites(
+        &self,
+        actor: UserId,
+        after: Option<RoomId>,
+        limit: usize,
+    ) -> Result<Vec<Room>> {
+        check_range("limit", limit, 100)?;
+        let mut after = after;
+        let mut invites = Vec::new();
+        // A short page means that there are no more, so it must be filled past rooms that were deleted.
+        while invites.len() < limit {
+            let ids = self.rooms.invites_of(actor, after, limit).await?;
+            let mut rooms = self.rooms.get_many(&ids).await?;
+            rooms.retain(|room| room.deleted_at.is_none());
+            rooms.sort_by_key(|room| room.id);
+            rooms.truncate(limit - invites.len());
+            invites.extend(rooms);
+            after = ids.last().copied();
+            if ids.len() < limit {
+                break;
+            }
+        }
+        Ok(invites)
+    }
+
+    async fn restrict(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        user: UserId,
+        restriction: Restriction,
+    ) -> Result<()> {
+        self.shared.check_owner(room)?;
+        if self.accounts.by_ids(&[user]).await?.is_empty() {
+            return Err(Error::not_found("user"));
+        }
+        self.write(room, actor, Intent::Restrict { user, restriction })
+            .await
+            .map(|_| ())
+    }
+
+    async fn restrictions(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Restricted>> {
+        check_range("limit", limit, 1000)?;
+        self.open_to(actor, room, Action::ReadRestrictions).await?;
+        let now = self.shared.clock.now();
+        let mut after = after;
+        let mut found: Vec<Restricted> = Vec::new();
+        while found.len() < limit {
+            let page = self.rooms.restricted(room, after, limit).await?;
+            let binding = page.iter().filter(|restricted| {
+                restricted.restrictions.banned || restricted.restrictions.is_muted(now)
+            });
+            found.extend(binding.take(limit - found.len()).copied());
+            after = page.last().map(|restricted| restricted.user);
+            if page.len() < limit {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn change_room(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        change: RoomChange,
+    ) -> Result<RoomView> {
+        let mut problems = Problems::default();
+        let name = change.name.as_deref();
+        problems.check(name.is_none_or(validate::is_display_name), "name", NAME);
+        let description = change.description.as_deref();
+        problems.check(
+            description.is_none_or(is_description),
+            "description",
+            DESCRIPTION,
+        );
+        if let Some(rules) = &change.rules {
+            check_rules(&mut problems, rules);
+        }
+        problems.into_result()?;
+        let trimmed = |text: String| text.trim().to_owned();
+        let change = RoomChange {
+            name: change.name.map(trimmed),
+            description: change.description.map(trimmed),
+            rules: change.rules,
+        };
+        self.write(room, actor, Intent::Change(change)).await?;
+        self.room(actor, room).await
+    }
+
     #[tracing::instrument(name = "message.send", skip_all, fields(otel.kind = "internal", room = %room))]
     async fn send(&self, actor: UserId, room: RoomId, draft: Draft) -> Result<SendOutcome> {
         validate::draft(&draft)?;
@@ -569,10 +768,12 @@ impl MessageService for MessageRole {
                 return Err(Error::invalid("reply_to", "a message of the same room"));
             }
         }
+        let mentions = mentions::of(&draft, self.accounts.as_ref()).await?;
         let mut void = Vec::new();
         for _ in 0..SETTLING_ROUNDS {
             let intent = Intent::Send {
                 draft: draft.clone(),
+                mentions: mentions.clone(),
                 void: void.clone(),
             };
             match self.write(room, actor, intent).await? {
@@ -600,7 +801,7 @@ impl MessageService for MessageRole {
     }
 
     async fn message(&self, actor: UserId, room: RoomId, message: MessageId) -> Result<Message> {
-        let (handle, _) = self.open_for(actor, room).await?;
+        let handle = self.open_for(actor, room).await?;
         let stored = partition::stored_message(self.shared.log.as_ref(), &handle, message).await?;
         stored
             .and_then(|stored| stored.fold())
@@ -613,7 +814,7 @@ impl MessageService for MessageRole {
         room: RoomId,
         message: MessageId,
     ) -> Result<Vec<Revision>> {
-        let (handle, _) = self.open_for(actor, room).await?;
+        let handle = self.open_for(actor, room).await?;
         let stored = partition::stored_message(self.shared.log.as_ref(), &handle, message).await?;
         Ok(stored
             .ok_or_else(|| Error::not_found("message"))?
@@ -660,7 +861,7 @@ impl MessageService for MessageRole {
         query: HistoryQuery,
     ) -> Result<Vec<Message>> {
         check_range("limit", query.limit, 100)?;
-        let (handle, _) = self.open_for(actor, room).await?;
+        let handle = self.open_for(actor, room).await?;
         reads::history(self.shared.log.as_ref(), &handle, query).await
     }
 
@@ -672,7 +873,7 @@ impl MessageService for MessageRole {
         limit: usize,
     ) -> Result<EventPage> {
         check_range("limit", limit, 1000)?;
-        let (handle, _) = self.open_for(actor, room).await?;
+        let handle = self.open_for(actor, room).await?;
         reads::events(self.shared.log.as_ref(), &handle, after, limit).await
     }
 
@@ -718,20 +919,22 @@ impl MessageService for MessageRole {
 
     async fn mark_read(&self, actor: UserId, room: RoomId, sequence: Sequence) -> Result<ReadMark> {
         let handle = self.open_as_member(actor, room).await?;
-        let (head, messages) = {
+        let (head, messages, floor) = {
             let now = handle.now.lock();
-            (now.head, now.messages)
+            (now.head, now.messages, now.floor)
         };
         let sequence = sequence.min(head);
         if sequence == Sequence::ZERO {
             // Nothing to raise: the answer is what stands.
             let marks = self.rooms.read_marks(actor, &[room]).await?;
-            return Ok(marks
-                .first()
-                .map_or_else(ReadMark::default, |(_, stands)| *stands));
+            let stands = marks.first().map(|(_, stands)| *stands);
+            return Ok(handle.now.lock().read_by(actor, stands.unwrap_or_default()));
         }
         let messages = if sequence == head {
             messages
+        } else if sequence < floor.first {
+            // Of what isn't kept any more nothing is unread.
+            floor.messages
         } else {
             let event = self
                 .shared
@@ -749,6 +952,7 @@ impl MessageService for MessageRole {
             time: self.shared.clock.now(),
         };
         let stands = self.rooms.mark_read(actor, room, mark).await?;
+        let stands = handle.now.lock().read_by(actor, stands);
         // A mark that stood already was told when it was set.
         if stands == mark {
             let signal = Signal::Read {
@@ -762,6 +966,42 @@ impl MessageService for MessageRole {
         Ok(stands)
     }
 
+    async fn mark_delivered(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        sequence: Sequence,
+    ) -> Result<Reached> {
+        let handle = self.open_as_member(actor, room).await?;
+        let reached = Reached {
+            sequence: sequence.min(handle.now.lock().head),
+            time: self.shared.clock.now(),
+        };
+        let stands = self.rooms.mark_delivered(actor, room, reached).await?;
+        if stands == reached && reached.sequence > Sequence::ZERO {
+            let signal = Signal::Delivered {
+                room,
+                user: actor,
+                sequence: reached.sequence,
+                time: reached.time,
+            };
+            self.shared.notifier.publish(room, signal);
+        }
+        Ok(stands)
+    }
+
+    async fn receipts(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Receipt>> {
+        check_range("limit", limit, 1000)?;
+        self.open_as_member(actor, room).await?;
+        self.rooms.receipts(room, after, limit).await
+    }
+
     async fn activity(
         &self,
         actor: UserId,
@@ -769,7 +1009,7 @@ impl MessageService for MessageRole {
         activity: Activity,
         active: bool,
     ) -> Result<()> {
-        self.open_as_member(actor, room).await?;
+        self.open_to(actor, room, Action::Send).await?;
         let signal = Signal::Activity {
             room,
             user: actor,

@@ -1,17 +1,16 @@
 //! What an owner remembers of an open room. A cache: everything in it can be read again after a restart.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use carillon_domain::{
-    Error, ErrorCode, Result, RoomId, Sequence, UserId,
+    Error, ErrorCode, Result, RoomId, Sequence, Timestamp, UserId,
     event::{EventBody, RoomEvent},
-    ports::{Epoch, Fence, OpenRoom},
-    room::{Member, Room},
-    services::RoomOverview,
+    ports::{Epoch, Fence, Floor, OpenRoom, ReadMark},
+    room::{Room, Standing},
 };
 use futures::{
     FutureExt as _,
@@ -19,10 +18,14 @@ use futures::{
 };
 use parking_lot::Mutex;
 
+use crate::decide;
+
 /// Rooms with more members than this aren't remembered as a whole; nobody is pushed for every message of such a room.
 pub const FEW_MEMBERS: usize = 1000;
-/// Single memberships remembered per room.
-const MEMBERS_REMEMBERED: usize = 10_000;
+/// People remembered per room.
+const PEOPLE_REMEMBERED: usize = 10_000;
+/// Places of deleted messages remembered per room.
+const DELETED_REMEMBERED: usize = 10_000;
 
 /// Owning a partition under one epoch. Shared by the partition's task with the readers of its rooms: what is remembered of a room
 /// may be shown only while it is known that nobody else changed it.
@@ -125,7 +128,7 @@ impl Tenure {
 
 /// An open room. Only its partition's task changes it; readers look.
 pub struct OpenedRoom {
-    /// Its fixed part.
+    /// As it was when it was opened: its kind and its people don't change; the rest is in `now`.
     pub room: Room,
     /// Set at opening, for readers of the log.
     pub fences: Arc<[Fence]>,
@@ -143,19 +146,26 @@ pub struct RoomNow {
     pub messages: u64,
     /// Whether it was deleted.
     pub deleted: bool,
-    members: HashMap<UserId, Option<Member>>,
+    /// With its name, description and rules as they are now.
+    pub room: Arc<Room>,
+    /// What retention left.
+    pub floor: Floor,
+    /// When the first event that is kept has to go; `None` if that isn't known.
+    pub expires: Option<Timestamp>,
+    people: HashMap<UserId, Standing>,
     /// All members, if they are few and were asked for.
     everybody: Option<Arc<Vec<UserId>>>,
-    /// The last messages, if somebody's unread ones were counted.
-    recent: Option<Recent>,
+    /// Deleted messages, if somebody's unread ones were counted.
+    deleted_messages: Option<DeletedMessages>,
+    /// The last own message of everybody who wrote since the room was opened: who writes has read, and the store hears of it late.
+    wrote: HashMap<UserId, ReadMark>,
 }
 
-/// The messages from a place to the head that weren't deleted, for counting unread ones: for all readers of a room they are read
-/// once, as far back as somebody needed, and kept up to date.
-struct Recent {
-    from: Sequence,
-    /// Place and sender, ascending; at most [`RoomOverview::EXACT`].
-    messages: VecDeque<(Sequence, UserId)>,
+/// The places of all deleted messages after a place: for all readers of a room they are read once, as far back as somebody needed,
+/// and kept up to date.
+struct DeletedMessages {
+    after: Sequence,
+    places: BTreeSet<Sequence>,
 }
 
 /// Shared handle of an open room.
@@ -169,9 +179,13 @@ impl OpenedRoom {
             messages: open.messages,
             // The log is the truth; the stored room follows it.
             deleted: open.deleted,
-            members: HashMap::new(),
+            room: Arc::new(room.clone()),
+            floor: open.floor,
+            expires: None,
+            people: HashMap::new(),
             everybody: None,
-            recent: None,
+            deleted_messages: None,
+            wrote: HashMap::new(),
         };
         Self {
             room,
@@ -188,21 +202,21 @@ impl OpenedRoom {
 }
 
 impl RoomNow {
-    /// A remembered membership; `None` if nothing is remembered about this person.
-    pub fn member(&self, user: UserId) -> Option<Option<Member>> {
-        self.members.get(&user).copied()
+    /// What is remembered about a person.
+    pub fn standing(&self, user: UserId) -> Option<Standing> {
+        self.people.get(&user).copied()
     }
 
     /// Remembers what the store said when the head was `at`; ignored if the room went on since, for then an event may have told
     /// more.
-    pub fn learn_member(&mut self, at: Sequence, user: UserId, member: Option<Member>) {
+    pub fn learn_standing(&mut self, at: Sequence, user: UserId, standing: Standing) {
         if self.head != at {
             return;
         }
-        if self.members.len() >= MEMBERS_REMEMBERED {
-            self.members.clear();
+        if self.people.len() >= PEOPLE_REMEMBERED {
+            self.people.clear();
         }
-        self.members.insert(user, member);
+        self.people.insert(user, standing);
     }
 
     /// All members, if remembered.
@@ -217,94 +231,86 @@ impl RoomNow {
         }
     }
 
-    /// Messages of others than `reader` after a place that weren't deleted; `None` if not everything since is remembered.
-    pub fn unread(&self, reader: UserId, after: Sequence) -> Option<u64> {
-        if self.recent_from() > after.next() {
-            return None;
+    /// The place and count up to which somebody has read, knowing what the store said.
+    pub fn read_by(&self, user: UserId, stored: ReadMark) -> ReadMark {
+        match self.wrote.get(&user) {
+            Some(wrote) if wrote.sequence > stored.sequence => *wrote,
+            _ => stored,
         }
-        let unread = self.recent.iter().flat_map(|recent| {
-            let first = recent
-                .messages
-                .partition_point(|(place, _)| *place <= after);
-            recent.messages.range(first..)
-        });
-        Some(unread.filter(|(_, sender)| *sender != reader).count() as u64)
     }
 
-    /// From which place on messages are remembered; after the head if none are.
-    pub fn recent_from(&self) -> Sequence {
-        let recent = self.recent.as_ref();
-        recent.map_or(self.head.next(), |recent| recent.from)
+    /// Places of deleted messages after a place; `None` if not all of them are remembered.
+    pub fn deleted_after(&self, after: Sequence) -> Option<Vec<Sequence>> {
+        let known = self.deleted_messages.as_ref()?;
+        (known.after <= after).then(|| known.places.range(after.next()..).copied().collect())
     }
 
-    /// Remembers the messages from `from` up to where others are remembered (`until`), as they were when the head was `at`;
-    /// ignored if the room went on since.
-    pub fn learn_recent(
-        &mut self,
-        at: Sequence,
-        from: Sequence,
-        until: Sequence,
-        messages: &[(Sequence, UserId)],
-    ) {
-        if self.head != at || self.recent_from() != until {
-            return;
+    /// Remembers the places of all deleted messages after a place, as they were when the head was `at`; ignored if the room went
+    /// on since, or if they are too many.
+    pub fn learn_deleted(&mut self, at: Sequence, after: Sequence, places: &[Sequence]) {
+        if self.head == at && places.len() <= DELETED_REMEMBERED {
+            self.deleted_messages = Some(DeletedMessages {
+                after,
+                places: places.iter().copied().collect(),
+            });
         }
-        let recent = self.recent.get_or_insert_with(|| Recent {
-            from,
-            messages: VecDeque::new(),
-        });
-        recent.from = from;
-        for message in messages.iter().rev() {
-            recent.messages.push_front(*message);
+    }
+
+    /// Takes in where the log begins now, and when the first event from there on has to go.
+    pub fn raise_floor(&mut self, floor: Floor, expires: Option<Timestamp>) {
+        if floor.first >= self.floor.first {
+            self.floor = floor;
+            self.expires = expires;
         }
-        recent.shorten();
     }
 
     /// Takes a committed event in.
     pub fn apply(&mut self, event: &RoomEvent) {
         self.head = event.sequence;
         self.messages = event.messages_after();
-        match event.body {
-            EventBody::Joined { user, role } => {
-                self.everybody = None;
-                // A change of the role doesn't change when they joined. Of whom nothing is remembered, that isn't known here:
-                // they are read again.
-                if let Some(known) = self.members.get_mut(&user) {
-                    *known = Some(Member {
-                        user,
-                        role,
-                        since: event.sequence,
-                        joined_at: known.map_or(event.time, |member| member.joined_at),
-                    });
-                }
+        if let Some(user) = event.body.concerns() {
+            self.everybody = None;
+            // Of whom nothing is remembered, they are read again.
+            if let Some(known) = self.people.get_mut(&user) {
+                *known = decide::after(*known, event);
             }
-            EventBody::Left { user } => {
-                self.members.insert(user, None);
-                self.everybody = None;
-            }
+        }
+        match &event.body {
             EventBody::RoomDeleted => self.deleted = true,
+            EventBody::Changed {
+                name,
+                description,
+                rules,
+            } => {
+                self.room = Arc::new(Room {
+                    name: name.clone(),
+                    description: description.clone(),
+                    rules: *rules,
+                    ..Room::clone(&self.room)
+                });
+                self.expires = None;
+            }
             EventBody::Message { .. } => {
-                if let Some(recent) = &mut self.recent {
-                    recent.messages.push_back((event.sequence, event.actor));
-                    recent.shorten();
+                if self.wrote.len() >= PEOPLE_REMEMBERED {
+                    self.wrote.clear();
                 }
+                let mark = ReadMark {
+                    sequence: event.sequence,
+                    messages: self.messages,
+                    time: event.time,
+                };
+                self.wrote.insert(event.actor, mark);
             }
             EventBody::Deleted { target, .. } => {
-                if let Some(recent) = &mut self.recent {
-                    recent.messages.retain(|(place, _)| *place != target);
+                if let Some(deleted) = &mut self.deleted_messages {
+                    if deleted.places.len() < DELETED_REMEMBERED {
+                        deleted.places.insert(*target);
+                    } else {
+                        self.deleted_messages = None;
+                    }
                 }
             }
-            EventBody::Edited { .. } => {}
-        }
-    }
-}
-
-impl Recent {
-    fn shorten(&mut self) {
-        while self.messages.len() as u64 > RoomOverview::EXACT {
-            if let Some((place, _)) = self.messages.pop_front() {
-                self.from = place.next();
-            }
+            _ => {}
         }
     }
 }
@@ -313,8 +319,8 @@ impl Recent {
 mod tests {
     use carillon_domain::{
         ClientMessageId, MessageId, Timestamp,
-        event::{Draft, MessageType},
-        room::{Role, RoomKind},
+        event::{Draft, Mentions, MessageType},
+        room::{Member, Role, RoomKind, RoomRules},
     };
 
     use super::*;
@@ -329,12 +335,14 @@ mod tests {
             created_at: Timestamp(0),
             pair: None,
             deleted_at: None,
+            rules: RoomRules::default(),
         };
         let open = OpenRoom {
             room: room.id,
             head: Sequence::ZERO,
             messages: 0,
             deleted: false,
+            floor: Floor::default(),
             fences: Vec::new(),
         };
         let tenure = Tenure::new(Epoch(1), Instant::now());
@@ -363,6 +371,7 @@ mod tests {
                 content: "hi".into(),
                 reply_to: None,
             },
+            mentions: Mentions::default(),
         }
     }
 
@@ -439,69 +448,82 @@ mod tests {
             since: Sequence(1),
             joined_at: Timestamp(0),
         };
+        let joined = Standing {
+            member: Some(member),
+            ..Standing::default()
+        };
         let at = now.head;
         apply(&mut now, ann, EventBody::Left { user: bob });
         // So many others that everything remembered is dropped.
-        for _ in 0..=MEMBERS_REMEMBERED {
+        for _ in 0..=PEOPLE_REMEMBERED {
             let head = now.head;
-            now.learn_member(head, UserId::new(), None);
+            now.learn_standing(head, UserId::new(), Standing::default());
         }
-        now.learn_member(at, bob, Some(member));
+        now.learn_standing(at, bob, joined);
         assert_eq!(
-            now.member(bob),
+            now.standing(bob),
             None,
             "nothing is remembered: it is read again"
         );
     }
 
-    /// MSG-03: another role keeps the time of joining; of whom nothing is remembered, nothing is made up.
+    /// MSG-03: of whom nothing is remembered, nothing is made up.
     #[test]
-    fn another_role_keeps_the_time_of_joining() {
+    fn events_change_only_what_is_remembered() {
         let room = opened();
         let mut now = room.now.lock();
         let (ann, bob) = (UserId::new(), UserId::new());
         let joined = |user, role| EventBody::Joined { user, role };
-        now.learn_member(Sequence::ZERO, ann, None);
+        now.learn_standing(Sequence::ZERO, ann, Standing::default());
         apply(&mut now, ann, joined(ann, Role::Member));
-        let joined_at = now.member(ann).flatten().unwrap().joined_at;
+        let member = |now: &RoomNow, user| now.standing(user).unwrap().member;
+        let joined_at = member(&now, ann).unwrap().joined_at;
         apply(&mut now, ann, text());
         apply(&mut now, ann, joined(ann, Role::Admin));
-        let member = now.member(ann).flatten().unwrap();
-        assert_eq!((member.joined_at, member.role), (joined_at, Role::Admin));
+        let admin = member(&now, ann).unwrap();
+        assert_eq!((admin.joined_at, admin.role), (joined_at, Role::Admin));
+        apply(&mut now, ann, EventBody::Banned { user: ann });
+        let banned = now.standing(ann).unwrap();
+        assert!(banned.member.is_none() && banned.restrictions.banned);
         apply(&mut now, ann, joined(bob, Role::Admin));
-        assert_eq!(now.member(bob), None);
+        apply(
+            &mut now,
+            ann,
+            EventBody::Muted {
+                user: bob,
+                until: Timestamp(9),
+            },
+        );
+        assert_eq!(now.standing(bob), None);
     }
 
     /// MSG-09: what is remembered for counting is bounded, and right as far as it goes.
     #[test]
-    fn recent_messages_are_few_and_right() {
+    fn deleted_messages_are_remembered_as_far_as_they_were_read() {
         let room = opened();
         let mut now = room.now.lock();
-        let (ann, bob) = (UserId::new(), UserId::new());
-        apply(&mut now, ann, text());
-        assert_eq!(now.unread(bob, Sequence::ZERO), None);
-        assert_eq!(now.unread(bob, Sequence(1)), Some(0));
-        now.learn_recent(Sequence::ZERO, Sequence(1), Sequence(1), &[]);
-        assert_eq!(now.unread(bob, Sequence::ZERO), None, "the room went on");
-        now.learn_recent(Sequence(1), Sequence(1), Sequence(2), &[(Sequence(1), ann)]);
-        assert_eq!(now.unread(bob, Sequence::ZERO), Some(1));
-        assert_eq!(now.unread(ann, Sequence::ZERO), Some(0));
-        for n in 0..RoomOverview::EXACT {
-            apply(&mut now, if n % 2 == 0 { ann } else { bob }, text());
-        }
-        assert_eq!(
-            now.unread(bob, Sequence::ZERO),
-            None,
-            "the first is forgotten"
-        );
-        let half = RoomOverview::EXACT / 2;
-        assert_eq!(now.unread(bob, Sequence(1)), Some(half));
-        let gone = EventBody::Deleted {
+        let ann = UserId::new();
+        let delete = |target| EventBody::Deleted {
             id: MessageId::new(),
-            target: Sequence(2),
+            target: Sequence(target),
         };
-        apply(&mut now, ann, gone);
-        assert_eq!(now.unread(bob, Sequence(1)), Some(half - 1));
-        assert_eq!(now.unread(ann, Sequence(1)), Some(half));
+        for _ in 0..3 {
+            apply(&mut now, ann, text());
+        }
+        assert_eq!(now.deleted_after(Sequence(1)), None);
+        now.learn_deleted(Sequence(2), Sequence(1), &[]);
+        assert_eq!(now.deleted_after(Sequence(1)), None, "the room went on");
+        now.learn_deleted(Sequence(3), Sequence(1), &[Sequence(2)]);
+        apply(&mut now, ann, delete(3));
+        assert_eq!(
+            now.deleted_after(Sequence(1)),
+            Some(vec![Sequence(2), Sequence(3)])
+        );
+        assert_eq!(now.deleted_after(Sequence(2)), Some(vec![Sequence(3)]));
+        assert_eq!(now.deleted_after(Sequence::ZERO), None, "not read so far");
+        for n in 0..DELETED_REMEMBERED as u64 {
+            apply(&mut now, ann, delete(4 + n));
+        }
+        assert_eq!(now.deleted_after(Sequence(1)), None, "too many");
     }
 }

@@ -71,6 +71,7 @@ impl World {
             created_by: members[0],
             created_at: now,
             deleted_at: None,
+            rules: carillon_domain::room::RoomRules::default(),
             pair: None,
         };
         self.stores.rooms.create(&made).await.unwrap();

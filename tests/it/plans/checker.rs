@@ -281,7 +281,7 @@ fn marks_grow(history: &History) -> Result<()> {
     Ok(())
 }
 
-/// Promise 6: unread counts are the messages of others past the mark that are still there, the same on every device.
+/// Promise 6: unread counts are the messages past the mark that are still there, the same on every device; who writes has read.
 async fn counts_are_right(
     base: &str,
     rooms: &[String],
@@ -298,10 +298,17 @@ async fn counts_are_right(
         };
         let read = item["read_sequence"].as_u64().context("read_sequence")?;
         let state = fold(&logs[n]);
+        let own = logs[n].range(read + 1..).find(|(_, event)| {
+            event["type"] == "new_message" && payload(event, "sender_id") == device.me.id
+        });
+        ensure!(
+            own.is_none(),
+            "person {} has read up to {read}, and wrote {own:?}",
+            device.person
+        );
         let unread = logs[n]
             .range(read + 1..)
             .filter(|(_, event)| event["type"] == "new_message")
-            .filter(|(_, event)| payload(event, "sender_id") != device.me.id)
             .filter(|(_, event)| state[payload(event, "id")].1.is_some())
             .count();
         ensure!(

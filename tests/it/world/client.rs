@@ -284,15 +284,8 @@ impl Person {
         }
         let payload = &frame["payload"];
         let place = (payload["room_id"].as_str(), payload["sequence"].as_u64());
-        let is_event = [
-            "new_message",
-            "edit_message",
-            "delete_message",
-            "user_joined",
-            "user_left",
-            "room_deleted",
-        ]
-        .contains(&kind.as_str());
+        // Every event of a room's log, and nothing else, says how many messages were before it.
+        let is_event = payload["messages_before"].is_u64();
         let (true, (Some(room), Some(sequence))) = (is_event, place) else {
             self.others.push(frame);
             return Ok(());

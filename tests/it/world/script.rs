@@ -15,7 +15,12 @@
 //! bob: sees_kind #general user_joined   waits for an event of this type
 //! bob: hears typing                     waits for a frame that is no room event
 //! bob: history #general = "hi" "ho"     all of it, by REST; `-` is a deleted message
-//! bob: unread #general 2
+//! bob: unread #general 2 | mentioned #general 1
+//! bob: delivered #general               confirms everything, over the socket
+//! alice: receipt #general "hi" bob read  or delivered, sent, none
+//! alice: ban #general bob | unban, mute, unmute, invite
+//! alice: rules #general retention_seconds=5 edit_unread_only=true
+//! bob: gone #general "hi"               waits until it is in no history
 //! eve: refused 404 post #general "x"    a REST action that must be answered so
 //! all: agree #general                   everybody's events are dense, and histories equal
 //! ```
@@ -27,6 +32,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::Person;
+
+/// Longest wait for something that must happen.
+const SOON: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Runs a script against gateways; people are put onto them in turn.
 pub struct Stage {
@@ -229,6 +237,62 @@ impl Stage {
                 let mine = mine.with_context(|| format!("not in the list: {rooms}"))?;
                 ensure!(mine["unread_count"] == count.parse::<u64>()?, "{mine}");
             }
+            ["mentioned", room, count] => {
+                let room = self.room(room)?;
+                let (base, person) = self.person(who)?;
+                let rooms = person.ask(&base, Method::GET, "/rooms/me", None).await?;
+                let mine = rooms["items"]
+                    .as_array()
+                    .and_then(|items| items.iter().find(|item| item["id"] == room.as_str()));
+                let mine = mine.with_context(|| format!("not in the list: {rooms}"))?;
+                ensure!(mine["mention_count"] == count.parse::<u64>()?, "{mine}");
+            }
+            ["invited", room] => {
+                let room = self.room(room)?;
+                let (base, person) = self.person(who)?;
+                let rooms = person
+                    .ask(&base, Method::GET, "/rooms/invites", None)
+                    .await?;
+                let items = rooms["items"].as_array().context("items")?;
+                ensure!(
+                    items.iter().any(|item| item["id"] == room.as_str()),
+                    "{rooms}"
+                );
+            }
+            ["delivered", room] => {
+                let room = self.room(room)?;
+                let (base, person) = self.person(who)?;
+                let view = person
+                    .ask(&base, Method::GET, &format!("/rooms/{room}"), None)
+                    .await?;
+                let payload = json!({"room_id": room, "sequence": view["head_sequence"]});
+                let answer = person.socket_request("delivered", payload).await?;
+                ensure!(answer["type"] == "ack", "expected an ack, got {answer}");
+            }
+            ["receipt", room, text, peer, state] => {
+                let peer = self.person(peer)?.1.id.clone();
+                let id = self.message(who, room, text).await?;
+                let (base, person) = self.person(who)?;
+                let path = format!("/messages/{id}/receipts");
+                let receipts = person.ask(&base, Method::GET, &path, None).await?;
+                let of_peer = receipts["items"]
+                    .as_array()
+                    .and_then(|items| items.iter().find(|item| item["user_id"] == peer.as_str()));
+                let found = of_peer.map_or("none", |item| item["state"].as_str().unwrap_or("?"));
+                ensure!(found == *state, "it is {found}: {receipts}");
+            }
+            ["gone", room, text] => {
+                let room = self.room(room)?;
+                let (base, person) = self.person(who)?;
+                let deadline = tokio::time::Instant::now() + SOON;
+                while texts(&person.history(&base, &room).await?).contains(&(*text).to_owned()) {
+                    ensure!(
+                        tokio::time::Instant::now() < deadline,
+                        "{text:?} is still there"
+                    );
+                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                }
+            }
             ["agree", room] => self.agree(&self.room(room)?).await?,
             ["refused", status, rest @ ..] => {
                 let answer = self.rest(who, rest).await?;
@@ -291,6 +355,40 @@ impl Stage {
                     Method::DELETE,
                     format!("/rooms/{}/members/{peer}", self.room(room)?),
                     None,
+                )
+            }
+            ["invite", room, peer] => {
+                let peer = self.person(peer)?.1.id.clone();
+                (
+                    Method::POST,
+                    format!("/rooms/{}/invites", self.room(room)?),
+                    Some(json!({"user_id": peer})),
+                )
+            }
+            [verb @ ("ban" | "unban" | "mute" | "unmute"), room, peer] => {
+                let peer = self.person(peer)?.1.id.clone();
+                let method = if verb.starts_with("un") {
+                    Method::DELETE
+                } else {
+                    Method::PUT
+                };
+                let kind = verb.trim_start_matches("un");
+                (
+                    method,
+                    format!("/rooms/{}/{kind}s/{peer}", self.room(room)?),
+                    None,
+                )
+            }
+            ["rules", room, rules @ ..] => {
+                let mut given = serde_json::Map::new();
+                for rule in rules {
+                    let (name, value) = rule.split_once('=').context("name=value")?;
+                    given.insert(name.to_owned(), serde_json::from_str(value)?);
+                }
+                (
+                    Method::PATCH,
+                    format!("/rooms/{}", self.room(room)?),
+                    Some(json!({"rules": given})),
                 )
             }
             ["post", room, text, rest @ ..] => {

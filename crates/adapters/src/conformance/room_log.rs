@@ -12,7 +12,7 @@ use std::{
 
 use carillon_domain::{
     ClientMessageId, ErrorCode, MessageId, ReplicaId, Result, RoomId, Sequence, Timestamp, UserId,
-    event::{Draft, EventBody, MessageType, RoomEvent},
+    event::{Draft, EventBody, Mentions, MessageType, RoomEvent},
     partition::Partition,
     ports::{Epoch, Fence, RoomLog},
     room::Role,
@@ -142,6 +142,7 @@ pub fn text(content: &str) -> EventBody {
             content: content.into(),
             reply_to: None,
         },
+        mentions: Mentions::default(),
     }
 }
 
@@ -267,6 +268,10 @@ pub async fn events_come_back_as_they_were_appended(log: &dyn RoomLog) {
                     message_type,
                     content: "48.1,11.5".into(),
                     reply_to,
+                },
+                mentions: Mentions {
+                    users: vec![ann, bob],
+                    room: reply_to.is_some(),
                 },
             };
             appended.push(writer.append(ann, body).await);

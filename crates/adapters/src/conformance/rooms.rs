@@ -6,7 +6,7 @@ use carillon_domain::{
     RoomId, Sequence, Timestamp, UserId,
     event::EventBody,
     ports::{ReadMark, RoomLog, RoomStore},
-    room::{Member, Role, Room, RoomKind},
+    room::{Member, Role, Room, RoomKind, RoomRules},
 };
 
 use super::room_log::{Writer, text};
@@ -43,6 +43,7 @@ fn room(kind: RoomKind) -> Room {
         created_at: Timestamp(1_700_000_000_123),
         pair: (kind == RoomKind::Direct).then(|| [one.min(other), one.max(other)]),
         deleted_at: None,
+        rules: RoomRules::default(),
     }
 }
 

@@ -5,9 +5,9 @@
 
 use carillon_domain::{
     ClientMessageId, Error, MessageId, Result, RoomId, Sequence, Timestamp, UserId,
-    event::{Draft, EventBody, MessageType, RoomEvent},
-    ports::ReadMark,
-    room::{Member, Role},
+    event::{Draft, EventBody, Mentions, MessageType, RoomEvent},
+    ports::{Floor, Reached, ReadMark},
+    room::{Member, Restrictions, Role},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -69,6 +69,33 @@ pub(super) fn sent_prefix(sender: UserId, id: &ClientMessageId) -> Vec<u8> {
     key
 }
 
+/// A tag, some ids, and a place.
+pub(super) fn indexed(tag: u8, ids: &[Uuid], sequence: Option<Sequence>) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + 16 * ids.len() + 8);
+    key.push(tag);
+    for id in ids {
+        key.extend_from_slice(id.as_bytes());
+    }
+    if let Some(sequence) = sequence {
+        key.extend_from_slice(&sequence.0.to_be_bytes());
+    }
+    key
+}
+
+/// The place that ends a key.
+pub(super) fn last_place(key: &[u8]) -> Result<Sequence> {
+    key.last_chunk()
+        .map(|bytes| Sequence(u64::from_be_bytes(*bytes)))
+        .ok_or_else(|| unreadable("a key with a place"))
+}
+
+/// The id that ends a key.
+pub(super) fn last_id(key: &[u8]) -> Result<Uuid> {
+    key.last_chunk()
+        .map(|bytes| Uuid::from_bytes(*bytes))
+        .ok_or_else(|| unreadable("a key with an id"))
+}
+
 /// A room and a place in it.
 pub(super) fn place(room: RoomId, sequence: Sequence) -> [u8; 24] {
     let mut bytes = [0; 24];
@@ -127,19 +154,99 @@ pub(super) fn read_numbers<const N: usize>(bytes: &[u8]) -> Result<[u64; N]> {
     Ok(numbers)
 }
 
+/// How somebody came to a read mark.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum MarkedBy {
+    /// They read, or wrote.
+    Reading,
+    /// They joined: what was before isn't unread.
+    Joining,
+}
+
 /// A read mark.
-pub(super) fn read_mark(mark: ReadMark) -> Vec<u8> {
-    numbers([mark.sequence.0, mark.messages, mark.time.0.cast_unsigned()])
+pub(super) fn read_mark(mark: ReadMark, by: MarkedBy) -> Vec<u8> {
+    numbers([
+        mark.sequence.0,
+        mark.messages,
+        mark.time.0.cast_unsigned(),
+        u64::from(by == MarkedBy::Joining),
+    ])
 }
 
 /// The reverse of [`read_mark`].
-pub(super) fn read_read_mark(bytes: &[u8]) -> Result<ReadMark> {
-    let [sequence, messages, time] = read_numbers(bytes)?;
-    Ok(ReadMark {
+pub(super) fn read_read_mark(bytes: &[u8]) -> Result<(ReadMark, MarkedBy)> {
+    let [sequence, messages, time, joined] = read_numbers(bytes)?;
+    let mark = ReadMark {
         sequence: Sequence(sequence),
         messages,
         time: Timestamp(time.cast_signed()),
+    };
+    let by = match joined {
+        0 => MarkedBy::Reading,
+        _ => MarkedBy::Joining,
+    };
+    Ok((mark, by))
+}
+
+/// How far messages got.
+pub(super) fn reached(reached: Reached) -> Vec<u8> {
+    numbers([reached.sequence.0, reached.time.0.cast_unsigned()])
+}
+
+/// The reverse of [`reached`].
+pub(super) fn read_reached(bytes: &[u8]) -> Result<Reached> {
+    let [sequence, time] = read_numbers(bytes)?;
+    Ok(Reached {
+        sequence: Sequence(sequence),
+        time: Timestamp(time.cast_signed()),
     })
+}
+
+const BANNED: u64 = 1;
+const INVITED: u64 = 2;
+const MUTED: u64 = 4;
+
+/// What binds a person.
+pub(super) fn restrictions(restrictions: Restrictions) -> Vec<u8> {
+    let flag = |set: bool, flag: u64| if set { flag } else { 0 };
+    numbers([
+        flag(restrictions.banned, BANNED)
+            | flag(restrictions.invited, INVITED)
+            | flag(restrictions.muted_until.is_some(), MUTED),
+        restrictions
+            .muted_until
+            .unwrap_or_default()
+            .0
+            .cast_unsigned(),
+    ])
+}
+
+/// The reverse of [`restrictions`].
+pub(super) fn read_restrictions(bytes: &[u8]) -> Result<Restrictions> {
+    let [flags, until] = read_numbers(bytes)?;
+    Ok(Restrictions {
+        banned: flags & BANNED != 0,
+        invited: flags & INVITED != 0,
+        muted_until: (flags & MUTED != 0).then_some(Timestamp(until.cast_signed())),
+    })
+}
+
+/// A floor, and the first place that isn't purged yet.
+pub(super) fn floor(floor: Floor, purged: Sequence) -> Vec<u8> {
+    numbers([floor.first.0, floor.messages, purged.0])
+}
+
+/// The reverse of [`floor`]; nothing was removed from a room without one.
+pub(super) fn read_floor(bytes: Option<&[u8]>) -> Result<(Floor, Sequence)> {
+    let Some(bytes) = bytes else {
+        return Ok((Floor::default(), Sequence(1)));
+    };
+    let [first, messages, purged] = read_numbers(bytes)?;
+    let floor = Floor {
+        first: Sequence(first),
+        messages,
+    };
+    Ok((floor, Sequence(purged)))
 }
 
 /// A member, without their id, which is in the key.
@@ -171,6 +278,8 @@ const OTHER: u8 = 0;
 const MESSAGE: u8 = 1;
 const EDITED: u8 = 2;
 const DELETED: u8 = 3;
+/// A message that calls somebody: as a message, and before its content flags and people.
+const CALLING: u8 = 4;
 
 /// An event, without room and sequence, which are in the key.
 pub(super) fn event(event: &RoomEvent) -> Result<Vec<u8>> {
@@ -189,8 +298,13 @@ pub(super) fn event(event: &RoomEvent) -> Result<Vec<u8>> {
                     content,
                     reply_to,
                 },
+            mentions,
         } => {
-            bytes.push(MESSAGE);
+            bytes.push(if mentions.is_empty() {
+                MESSAGE
+            } else {
+                CALLING
+            });
             bytes.extend_from_slice(id.0.as_bytes());
             bytes.push(type_number(*message_type));
             put_varint(&mut bytes, client_message_id.0.len() as u64);
@@ -198,6 +312,13 @@ pub(super) fn event(event: &RoomEvent) -> Result<Vec<u8>> {
             bytes.push(u8::from(reply_to.is_some()));
             if let Some(reply_to) = reply_to {
                 bytes.extend_from_slice(reply_to.0.as_bytes());
+            }
+            if !mentions.is_empty() {
+                bytes.push(u8::from(mentions.room));
+                put_varint(&mut bytes, mentions.users.len() as u64);
+                for user in &mentions.users {
+                    bytes.extend_from_slice(user.0.as_bytes());
+                }
             }
             bytes.extend_from_slice(content.as_bytes());
         }
@@ -236,7 +357,7 @@ pub(super) fn read_event(room: RoomId, sequence: Sequence, bytes: &[u8]) -> Resu
         let time = Timestamp(i64::from_be_bytes(reader.take()?));
         let actor = UserId(reader.uuid()?);
         let body = match reader.byte()? {
-            MESSAGE => {
+            kind @ (MESSAGE | CALLING) => {
                 let id = MessageId(reader.uuid()?);
                 let message_type = type_of_number(reader.byte()?)?;
                 let length = usize::try_from(reader.varint()?).ok()?;
@@ -245,6 +366,13 @@ pub(super) fn read_event(room: RoomId, sequence: Sequence, bytes: &[u8]) -> Resu
                     0 => None,
                     _ => Some(MessageId(reader.uuid()?)),
                 };
+                let mut mentions = Mentions::default();
+                if kind == CALLING {
+                    mentions.room = reader.byte()? != 0;
+                    for _ in 0..reader.varint()? {
+                        mentions.users.push(UserId(reader.uuid()?));
+                    }
+                }
                 EventBody::Message {
                     id,
                     draft: Draft {
@@ -253,6 +381,7 @@ pub(super) fn read_event(room: RoomId, sequence: Sequence, bytes: &[u8]) -> Resu
                         content: reader.rest()?,
                         reply_to,
                     },
+                    mentions,
                 }
             }
             EDITED => EventBody::Edited {
@@ -378,6 +507,18 @@ mod tests {
                 content: "Zoë 👋".into(),
                 reply_to,
             },
+            mentions: Mentions::default(),
+        };
+        let calling = |users: &[UserId], room| match message(MessageType::Text, Some(id)) {
+            EventBody::Message { id, draft, .. } => EventBody::Message {
+                id,
+                draft,
+                mentions: Mentions {
+                    users: users.to_vec(),
+                    room,
+                },
+            },
+            other => other,
         };
         let user = UserId(Uuid::from_u128(7));
         MessageType::ALL
@@ -394,7 +535,13 @@ mod tests {
                     target: Sequence(u64::MAX),
                 },
                 EventBody::Left { user },
+                EventBody::Muted {
+                    user,
+                    until: Timestamp(5),
+                },
                 EventBody::RoomDeleted,
+                calling(&[], true),
+                calling(&[user, user], false),
             ])
             .chain(Role::ALL.map(|role| EventBody::Joined { user, role }))
             .collect()
@@ -455,6 +602,18 @@ mod tests {
             messages: 3,
             time: Timestamp(1),
         };
-        assert_eq!(read_read_mark(&read_mark(mark)).unwrap(), mark);
+        for by in [MarkedBy::Reading, MarkedBy::Joining] {
+            let row = read_mark(mark, by);
+            assert_eq!(read_read_mark(&row).unwrap(), (mark, by));
+        }
+        for banned in [true, false] {
+            let expected = Restrictions {
+                banned,
+                muted_until: banned.then_some(Timestamp(7)),
+                invited: !banned,
+            };
+            let row = restrictions(expected);
+            assert_eq!(read_restrictions(&row).unwrap(), expected);
+        }
     }
 }

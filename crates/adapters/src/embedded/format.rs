@@ -11,7 +11,7 @@ use super::{
 };
 
 /// What this program writes.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 const KEY: &[u8] = b"format";
 
@@ -20,7 +20,7 @@ const KEY: &[u8] = b"format";
 pub(super) type Migration = fn(&Tables, &mut OwnedWriteBatch) -> fjall::Result<()>;
 
 /// The step from version `n + 1` to `n + 2` is at place `n`.
-pub(super) const MIGRATIONS: &[Migration] = &[];
+pub(super) const MIGRATIONS: &[Migration] = &[super::format2::marks_by_room];
 
 /// Runs the steps that the store still lacks. Refuses a store that a newer program made.
 pub(super) fn bring_up_to_date(
@@ -120,6 +120,7 @@ mod tests {
         }
         let folder = tempfile::tempdir().unwrap();
         let (database, tables, _directory) = directory::open(folder.path(), 1 << 20).unwrap();
+        write_version(&database, &tables, 1).unwrap();
         let store = folder.path().join("store");
         for _ in 0..2 {
             bring_up_to_date(&database, &tables, &store, &[first, second]).unwrap();
@@ -138,6 +139,7 @@ mod tests {
         }
         let folder = tempfile::tempdir().unwrap();
         let (database, tables, _directory) = directory::open(folder.path(), 1 << 20).unwrap();
+        write_version(&database, &tables, 1).unwrap();
         let store = folder.path().join("store");
         let error = bring_up_to_date(&database, &tables, &store, &[fails]).unwrap_err();
         assert_eq!(error.code, ErrorCode::Unavailable);
@@ -158,6 +160,7 @@ mod tests {
             .map(drop)
             .unwrap_err();
         assert_eq!(error.code, ErrorCode::FailedPrecondition);
-        assert!(error.detail.contains("has format 2"), "{}", error.detail);
+        let newer = format!("has format {}", VERSION + 1);
+        assert!(error.detail.contains(&newer), "{}", error.detail);
     }
 }

@@ -14,6 +14,7 @@ mod entries;
 mod ephemeral;
 mod expiry;
 mod format;
+mod format2;
 mod journal;
 mod presence;
 mod push_queue;

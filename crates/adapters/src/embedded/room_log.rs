@@ -13,7 +13,7 @@ use carillon_domain::{
     ClientMessageId, Error, ErrorCode, MessageId, ReplicaId, Result, RoomId, Sequence, UserId,
     event::{EventBody, RoomEvent, StoredMessage},
     partition::Partition,
-    ports::{Epoch, Fence, OpenRoom, ReadMark, RoomLog},
+    ports::{Epoch, Fence, Floor, OpenRoom, ReadMark, RoomLog},
     room::Member,
 };
 use fjall::Slice;
@@ -21,10 +21,10 @@ use fjall::Slice;
 use super::{
     at_most,
     codec::{
-        self, event_key, numbers, pair, place, read_event, read_member, read_numbers, read_place,
-        sent_prefix, slot_and_sequence,
+        self, MarkedBy, event_key, numbers, pair, place, read_event, read_floor, read_member,
+        read_numbers, read_place, sent_prefix, slot_and_sequence, tagged,
     },
-    engine::{Durability, Engine, Transaction},
+    engine::{Durability, Engine, Transaction, View},
     rooms,
     tables::Table,
 };
@@ -82,6 +82,7 @@ impl RoomLog for Logs {
             head: head.sequence,
             messages: head.messages,
             deleted,
+            floor: read_floor(view.get(Table::RoomIndex, floor_key(room))?.as_deref())?.0,
             fences: Vec::new(),
         })
     }
@@ -117,6 +118,46 @@ impl RoomLog for Logs {
                 append(transaction, events)
             })
             .await
+    }
+
+    async fn raise_floor(&self, room: RoomId, floor: Floor) -> Result<()> {
+        self.0
+            .commit(Durability::Synced, move |transaction| {
+                let row = transaction.get(Table::RoomIndex, floor_key(room))?;
+                let (stands, purged) = read_floor(row.as_deref())?;
+                if floor.first > stands.first {
+                    let row = codec::floor(floor, purged);
+                    transaction.put(Table::RoomIndex, floor_key(room), row);
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn purge(&self, room: RoomId, _fences: &[Fence]) -> Result<bool> {
+        let row = self.0.view().get(Table::RoomIndex, floor_key(room))?;
+        let (floor, from) = read_floor(row.as_deref())?;
+        let to = floor.first.min(Sequence(from.0.saturating_add(PAGE)));
+        if from >= to {
+            return Ok(false);
+        }
+        let keys = self
+            .0
+            .read(PAGE as usize, move |view| purged_rows(view, room, from, to))
+            .await?;
+        self.0
+            .commit(Durability::Synced, move |transaction| {
+                for (table, key) in keys {
+                    transaction.remove(table, key);
+                }
+                let row = transaction.get(Table::RoomIndex, floor_key(room))?;
+                let (floor, _) = read_floor(row.as_deref())?;
+                let row = codec::floor(floor, to);
+                transaction.put(Table::RoomIndex, floor_key(room), row);
+                Ok(())
+            })
+            .await?;
+        Ok(to < floor.first)
     }
 
     async fn events(
@@ -217,6 +258,46 @@ impl RoomLog for Logs {
     }
 }
 
+/// Every row of what lies at `from..to`. The event that deleted its room says so for ever.
+fn purged_rows(
+    view: &View<'_>,
+    room: RoomId,
+    from: Sequence,
+    to: Sequence,
+) -> Result<Vec<(Table, Slice)>> {
+    let mut keys: Vec<(Table, Slice)> = Vec::new();
+    for row in view.range(
+        Table::Events,
+        event_key(room, from, Sequence::ZERO),
+        event_key(room, to, Sequence::ZERO),
+    ) {
+        let (key, row) = row?;
+        let (slot, sequence) = slot_and_sequence(&key)?;
+        let event = read_event(room, sequence, &row)?;
+        match &event.body {
+            EventBody::RoomDeleted => continue,
+            EventBody::Message {
+                id,
+                draft,
+                mentions,
+            } => {
+                let mut sent = sent_prefix(event.actor, &draft.client_message_id);
+                sent.extend_from_slice(&place(room, sequence));
+                keys.push((Table::Sent, sent.into()));
+                keys.push((Table::Messages, id.0.as_bytes().into()));
+                keys.push((Table::RoomIndex, rooms::deleted_key(room, sequence).into()));
+                let mentions = rooms::mention_keys(room, sequence, mentions);
+                keys.extend(mentions.map(|key| (Table::RoomIndex, key.into())));
+            }
+            _ => {}
+        }
+        // An edit that lies beside its message lies at its own place too, and goes from there in its turn.
+        debug_assert!(slot <= sequence);
+        keys.push((Table::Events, key));
+    }
+    Ok(keys)
+}
+
 /// How many places `from..=to` has; `None` if none.
 fn places(from: Sequence, to: Sequence) -> Result<Option<usize>> {
     if from == Sequence::ZERO {
@@ -234,6 +315,7 @@ fn places(from: Sequence, to: Sequence) -> Result<Option<usize>> {
 
 fn append(transaction: &mut Transaction<'_>, events: Vec<Encoded>) -> Result<()> {
     let mut heads: HashMap<RoomId, Head> = HashMap::new();
+    let mut wrote: HashMap<(RoomId, UserId), ReadMark> = HashMap::new();
     for Encoded { event, row } in events {
         let head = match heads.get(&event.room) {
             Some(head) => *head,
@@ -264,6 +346,14 @@ fn append(transaction: &mut Transaction<'_>, events: Vec<Encoded>) -> Result<()>
             },
         );
         project(transaction, &event)?;
+        if let EventBody::Message { .. } = event.body {
+            let mark = ReadMark {
+                sequence: event.sequence,
+                messages: event.messages_after(),
+                time: event.time,
+            };
+            wrote.insert((event.room, event.actor), mark);
+        }
         if let Some(target) = event.target() {
             let key = event_key(event.room, target, event.sequence);
             transaction.put(Table::Events, key, row.clone());
@@ -274,6 +364,9 @@ fn append(transaction: &mut Transaction<'_>, events: Vec<Encoded>) -> Result<()>
     for (room, head) in heads {
         let row = numbers([head.sequence.0, head.messages]);
         transaction.put(Table::Heads, *room.0.as_bytes(), row);
+    }
+    for ((room, user), mark) in wrote {
+        rooms::mark_written(transaction, user, room, mark);
     }
     Ok(())
 }
@@ -300,7 +393,12 @@ fn check_body(transaction: &Transaction<'_>, event: &RoomEvent) -> Result<()> {
 fn project(transaction: &mut Transaction<'_>, event: &RoomEvent) -> Result<()> {
     let place = place(event.room, event.sequence);
     match &event.body {
-        EventBody::Message { id, draft } => {
+        EventBody::Message {
+            id,
+            draft,
+            mentions,
+        } => {
+            rooms::index_mentions(transaction, event.room, event.sequence, mentions);
             let mut sent = sent_prefix(event.actor, &draft.client_message_id);
             sent.extend_from_slice(&place);
             transaction.put(Table::Sent, sent, *b"");
@@ -319,7 +417,7 @@ fn project(transaction: &mut Transaction<'_>, event: &RoomEvent) -> Result<()> {
                         messages: event.messages_before,
                         time: event.time,
                     };
-                    rooms::raise_mark(transaction, *user, event.room, mark)?;
+                    rooms::raise_mark(transaction, *user, event.room, mark, MarkedBy::Joining)?;
                     event.time
                 }
             };
@@ -331,15 +429,56 @@ fn project(transaction: &mut Transaction<'_>, event: &RoomEvent) -> Result<()> {
             };
             transaction.put(Table::Members, key, codec::member(&member));
             transaction.put(Table::RoomsOfUser, pair(user.0, event.room.0), *b"");
+            rooms::restrict(transaction, event.room, *user, |now| now.invited = false)?;
         }
         EventBody::Left { user } => {
-            transaction.remove(Table::Members, pair(event.room.0, user.0));
-            transaction.remove(Table::RoomsOfUser, pair(user.0, event.room.0));
+            remove_member(transaction, event.room, *user)?;
+            rooms::restrict(transaction, event.room, *user, |now| now.invited = false)?;
         }
+        EventBody::Banned { user } => {
+            remove_member(transaction, event.room, *user)?;
+            rooms::restrict(transaction, event.room, *user, |now| {
+                now.invited = false;
+                now.banned = true;
+            })?;
+        }
+        EventBody::Unbanned { user } => {
+            rooms::restrict(transaction, event.room, *user, |now| now.banned = false)?;
+        }
+        EventBody::Invited { user } => {
+            rooms::restrict(transaction, event.room, *user, |now| now.invited = true)?;
+        }
+        EventBody::Muted { user, until } => {
+            rooms::restrict(transaction, event.room, *user, |now| {
+                now.muted_until = Some(*until);
+            })?;
+        }
+        EventBody::Unmuted { user } => {
+            rooms::restrict(transaction, event.room, *user, |now| now.muted_until = None)?;
+        }
+        EventBody::Changed {
+            name,
+            description,
+            rules,
+        } => rooms::change(transaction, event.room, name, description, *rules)?,
         EventBody::RoomDeleted => rooms::mark_deleted(transaction, event.room, event.time)?,
-        EventBody::Edited { .. } | EventBody::Deleted { .. } => {}
+        EventBody::Deleted { target, .. } => {
+            let key = rooms::deleted_key(event.room, *target);
+            transaction.put(Table::RoomIndex, key, *b"");
+        }
+        EventBody::Edited { .. } => {}
     }
     Ok(())
+}
+
+fn remove_member(transaction: &mut Transaction<'_>, room: RoomId, user: UserId) -> Result<()> {
+    transaction.remove(Table::Members, pair(room.0, user.0));
+    transaction.remove(Table::RoomsOfUser, pair(user.0, room.0));
+    rooms::drop_receipt(transaction, user, room)
+}
+
+fn floor_key(room: RoomId) -> Vec<u8> {
+    tagged(b'f', room.0.as_bytes())
 }
 
 fn epoch_key(partition: Partition) -> [u8; 3] {

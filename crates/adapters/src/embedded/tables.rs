@@ -24,7 +24,7 @@ pub(super) enum Table {
     Members,
     /// User, room → nothing.
     RoomsOfUser,
-    /// User, room → read mark.
+    /// User, room → read mark, up to format 1. See [`Table::Marks`].
     ReadMarks,
     /// Room, slot, sequence → event.
     Events,
@@ -42,10 +42,15 @@ pub(super) enum Table {
     Media,
     /// User → when last seen.
     LastSeen,
+    /// Room, user, `d` → how far messages got to them; `r` → how far they have read.
+    Marks,
+    /// `r` room, user → restrictions; `i` user, room (invitations); `k` room (with a retention); `f` room → floor;
+    /// `d` room, sequence (deleted messages); `m` room, user (none: everybody), sequence (mentions).
+    RoomIndex,
 }
 
 /// Names on disk, in the order of [`Table`], and the size in MiB at which a table's newest rows move from memory to a file.
-const TABLES: [(Table, &str, u64); 18] = [
+const TABLES: [(Table, &str, u64); 20] = [
     (Table::Meta, "meta", 4),
     (Table::Accounts, "accounts", 4),
     (Table::Sessions, "sessions", 4),
@@ -64,6 +69,8 @@ const TABLES: [(Table, &str, u64); 18] = [
     (Table::PushTargets, "push_targets", 4),
     (Table::Media, "media", 4),
     (Table::LastSeen, "last_seen", 4),
+    (Table::Marks, "marks", 8),
+    (Table::RoomIndex, "room_index", 4),
 ];
 
 impl Table {

@@ -88,6 +88,26 @@ const MIGRATIONS: &[Migration] = &[Migration {
             id uuid PRIMARY KEY, room uuid, owner uuid, file_name text, content_type text,
             size bigint, sha256 text, created_at timestamp)",
     ],
+}, Migration {
+    version: 2,
+    name: "restrictions, invitations, rules, receipts, retention, counts",
+    statements: &[
+        // Every column is written with its event's sequence as timestamp, so that the later event wins.
+        "CREATE TABLE IF NOT EXISTS {}.restrictions (
+            room uuid, user uuid, banned boolean, invited boolean, muted_until timestamp, PRIMARY KEY (room, user))",
+        "CREATE TABLE IF NOT EXISTS {}.invites (user uuid, room uuid, PRIMARY KEY (user, room))",
+        "CREATE TABLE IF NOT EXISTS {}.room_profiles (room uuid PRIMARY KEY, name text, description text, rules text)",
+        "CREATE TABLE IF NOT EXISTS {}.retained_rooms (shard int, room uuid, PRIMARY KEY (shard, room))",
+        // The marks' sequences are the timestamps, so that the largest wins; a deletion has that of the event that ended the
+        // membership.
+        "CREATE TABLE IF NOT EXISTS {}.receipts (
+            room uuid, user uuid, delivered bigint, delivered_at timestamp, read bigint, read_at timestamp,
+            PRIMARY KEY (room, user))",
+        "CREATE TABLE IF NOT EXISTS {}.deleted_messages (room uuid, seq bigint, PRIMARY KEY (room, seq))",
+        // Without a user (all zeros): everybody.
+        "CREATE TABLE IF NOT EXISTS {}.mentions (room uuid, user uuid, seq bigint, PRIMARY KEY ((room, user), seq))",
+        "CREATE TABLE IF NOT EXISTS {}.room_floors (room uuid PRIMARY KEY, first bigint, messages bigint, purged bigint)",
+    ],
 }];
 
 /// How long a process may hold the right to migrate without renewing it: a crashed one blocks others no longer than this.

@@ -83,6 +83,14 @@ async fn scylla_rooms() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn scylla_moderation() {
+    on_scylla("scylla_moderation", |stores, _| {
+        conformance::moderation::all(stores.rooms, stores.log)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn scylla_room_log() {
     on_scylla("scylla_room_log", |stores, _| {
         conformance::room_log::all(stores.log)
@@ -136,7 +144,7 @@ async fn write_row(session: &Session, event: &RoomEvent, slot: Sequence, epoch: 
 }
 
 async fn write_index(session: &Session, event: &RoomEvent, epoch: Epoch) {
-    let EventBody::Message { id, draft } = &event.body else {
+    let EventBody::Message { id, draft, .. } = &event.body else {
         panic!("not a message")
     };
     let (sequence, epoch) = (event.sequence.0 as i64, epoch.0 as i64);
@@ -214,7 +222,7 @@ async fn a_paused_owner_can_do_no_harm() {
                 "no late edit is seen"
             );
             // The index knows both places of the retried message; one of them holds it.
-            let EventBody::Message { id, draft } = &stored.body else {
+            let EventBody::Message { id, draft, .. } = &stored.body else {
                 unreachable!()
             };
             let found = log.find_sent(ann, &draft.client_message_id).await.unwrap();

@@ -24,6 +24,6 @@ pub use health::Probe;
 pub use membership::{Replica, ReplicaRegistry};
 pub use notifications::{JobHandler, JobOutcome, PushQueue, PushTargetStore};
 pub use presence::PresenceStore;
-pub use room_log::{Epoch, Fence, OpenRoom, RoomLog};
-pub use rooms::{ReadMark, RoomStore};
+pub use room_log::{Epoch, Fence, Floor, OpenRoom, RoomLog};
+pub use rooms::{Reached, ReadMark, Receipt, Restricted, RoomStore};
 pub use sessions::{Rotation, SessionStore};

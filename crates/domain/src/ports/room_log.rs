@@ -23,6 +23,25 @@ pub struct Fence {
     pub first: Sequence,
 }
 
+/// Where a room's log begins after retention removed what was before (MSG-21).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Floor {
+    /// The first event that is kept; after the head if none is.
+    pub first: Sequence,
+    /// Messages of the room before it.
+    pub messages: u64,
+}
+
+impl Default for Floor {
+    /// Nothing was removed.
+    fn default() -> Self {
+        Self {
+            first: Sequence(1),
+            messages: 0,
+        }
+    }
+}
+
 /// A room as its owner sees it after opening.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OpenRoom {
@@ -34,6 +53,8 @@ pub struct OpenRoom {
     pub messages: u64,
     /// Whether the last event deleted the room: nothing may follow it.
     pub deleted: bool,
+    /// What retention left.
+    pub floor: Floor,
     /// Every fence of the room, ascending, this owner's last. Empty where ownership needs no fences (one process).
     pub fences: Vec<Fence>,
 }
@@ -66,7 +87,15 @@ pub trait RoomLog: Send + Sync {
     /// the epoch is over.
     async fn append(&self, partition: Partition, epoch: Epoch, events: &[RoomEvent]) -> Result<()>;
 
-    /// Events `from..=to`, ascending, without gaps. At most 1,000.
+    /// Raises a room's floor; a smaller one changes nothing. Readers and later owners see nothing before it from then on.
+    async fn raise_floor(&self, room: RoomId, floor: Floor) -> Result<()>;
+
+    /// Removes what is before the floor, at most 1,000 places at once: events, the messages' entries in the index, mentions.
+    /// Whether there is more. For an owner that opened the room; may be called again after it was cut off. The room's last event
+    /// may stay until there is another one.
+    async fn purge(&self, room: RoomId, fences: &[Fence]) -> Result<bool>;
+
+    /// Events `from..=to`, ascending, without gaps; none of them before the floor. At most 1,000.
     async fn events(
         &self,
         room: RoomId,

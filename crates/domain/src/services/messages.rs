@@ -2,10 +2,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    MessageId, Result, RoomId, Sequence, UserId,
+    MessageId, Result, RoomId, Sequence, Timestamp, UserId,
     event::{Draft, Message, Revision, RoomEvent},
-    ports::ReadMark,
-    room::{Member, Role, Room, RoomKind},
+    ports::{Reached, ReadMark, Receipt, Restricted},
+    room::{Member, Role, Room, RoomKind, RoomRules},
     signal::Activity,
 };
 
@@ -18,6 +18,35 @@ pub struct NewRoom {
     pub name: String,
     /// Description; may be empty.
     pub description: String,
+    /// Rules.
+    pub rules: RoomRules,
+}
+
+/// What to change about a room; what is `None` stays.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RoomChange {
+    /// Name; not of direct rooms.
+    pub name: Option<String>,
+    /// Description; not of direct rooms.
+    pub description: Option<String>,
+    /// All rules.
+    pub rules: Option<RoomRules>,
+}
+
+/// What a moderator does to a person.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Restriction {
+    /// Remove them, if they are a member, for good.
+    Ban,
+    /// Let them come back.
+    Unban,
+    /// Let them read but not write until then; for good if `None`.
+    Mute {
+        /// The end.
+        until: Option<Timestamp>,
+    },
+    /// Let them write again.
+    Unmute,
 }
 
 /// A room as one person sees it.
@@ -44,8 +73,10 @@ pub struct RoomSummary {
     pub last_message: Option<Message>,
     /// How far the caller has read.
     pub read: ReadMark,
-    /// Messages of others after that which weren't deleted; see [`RoomOverview::unread`].
+    /// Messages after that which weren't deleted.
     pub unread: u64,
+    /// Those of them that call the caller by name, or everybody.
+    pub mentions: u64,
 }
 
 /// A room's last event, for gap detection.
@@ -66,16 +97,12 @@ pub struct RoomOverview {
     pub head: Sequence,
     /// Its last message, if there is one among the last 100 events.
     pub last_message: Option<Message>,
-    /// How far the reader has read; at least up to where they joined.
+    /// How far the reader has read; at least up to where they joined, and to what they wrote last.
     pub read: ReadMark,
-    /// Messages of others after that which weren't deleted. Exact while the mark is among the room's last
-    /// [`RoomOverview::EXACT`] events; for who is further behind, all messages after the mark.
+    /// Messages after that which weren't deleted and are still kept: all of others, since who writes has read.
     pub unread: u64,
-}
-
-impl RoomOverview {
-    /// Events from a room's head within which unread messages are counted one by one.
-    pub const EXACT: u64 = 1_000;
+    /// Those of them that call the reader by name, or everybody.
+    pub mentions: u64,
 }
 
 /// What a send came to.
@@ -178,6 +205,44 @@ pub trait MessageService: Send + Sync {
     /// Removes a person.
     async fn remove_member(&self, actor: UserId, room: RoomId, user: UserId) -> Result<()>;
 
+    /// Asks a person to join. Asking a member, or again, changes nothing.
+    async fn invite(&self, actor: UserId, room: RoomId, user: UserId) -> Result<()>;
+
+    /// Rooms that the caller was asked to join and hasn't answered, ascending by id, after `after`, at most `limit` (1 to 100).
+    /// Joining accepts, leaving declines.
+    async fn invites(
+        &self,
+        actor: UserId,
+        after: Option<RoomId>,
+        limit: usize,
+    ) -> Result<Vec<Room>>;
+
+    /// Bans or mutes a person, member or not, or ends that. What is so already stays so.
+    async fn restrict(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        user: UserId,
+        restriction: Restriction,
+    ) -> Result<()>;
+
+    /// People who are banned or muted, ascending by user id, after `after`, at most `limit` (1 to 1,000).
+    async fn restrictions(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Restricted>>;
+
+    /// Gives a room another name, description or rules.
+    async fn change_room(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        change: RoomChange,
+    ) -> Result<RoomView>;
+
     /// Sends a message. Answers only once it can't be lost any more (promise 1). A repeat answers the first result (promise 3);
     /// the same client message id with other content, or in another room, is `IdempotencyConflict`.
     async fn send(&self, actor: UserId, room: RoomId, draft: Draft) -> Result<SendOutcome>;
@@ -238,6 +303,25 @@ pub trait MessageService: Send + Sync {
 
     /// Marks a room read up to a place (clamped to the head) and tells the others.
     async fn mark_read(&self, actor: UserId, room: RoomId, sequence: Sequence) -> Result<ReadMark>;
+
+    /// Marks that a room's messages up to a place (clamped to the head) are on one of the caller's devices, and tells the others
+    /// (MSG-05). Reading implies it.
+    async fn mark_delivered(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        sequence: Sequence,
+    ) -> Result<Reached>;
+
+    /// How far the room's messages got to its members, ascending by user id, after `after`, at most `limit` (1 to 1,000). Who has
+    /// no mark is left out.
+    async fn receipts(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Receipt>>;
 
     /// Tells the room what somebody is doing; may be lost.
     async fn activity(

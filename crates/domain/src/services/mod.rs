@@ -10,8 +10,8 @@ mod presence;
 pub use auth::{AuthService, Login, NewAccount, TokenVerifier};
 pub use media::{MediaService, NewMedia};
 pub use messages::{
-    EventPage, HistoryQuery, MessageService, NewRoom, ResolvedRoom, RoomHead, RoomOverview,
-    RoomSummary, RoomView, SendOutcome,
+    EventPage, HistoryQuery, MessageService, NewRoom, ResolvedRoom, Restriction, RoomChange,
+    RoomHead, RoomOverview, RoomSummary, RoomView, SendOutcome,
 };
 pub use notifications::{NewPushTarget, NotificationService};
 pub use presence::PresenceService;

@@ -6,11 +6,11 @@ use async_trait::async_trait;
 use carillon_domain::{
     MessageId, Result, RoomId, Sequence, UserId,
     event::{Draft, Message, Revision},
-    ports::ReadMark,
+    ports::{Reached, ReadMark, Receipt, Restricted},
     room::{Member, Role, Room},
     services::{
-        EventPage, HistoryQuery, MessageService, NewRoom, ResolvedRoom, RoomHead, RoomOverview,
-        RoomSummary, RoomView, SendOutcome,
+        EventPage, HistoryQuery, MessageService, NewRoom, ResolvedRoom, Restriction, RoomChange,
+        RoomHead, RoomOverview, RoomSummary, RoomView, SendOutcome,
     },
     signal::Activity,
 };
@@ -18,7 +18,8 @@ use tonic::transport::Channel;
 
 use super::values::{
     activity_to_proto, draft_to_proto, head, kind_to_proto, mark, member, message, outcome,
-    overview, page, revision, role_to_proto, room, summary, view,
+    overview, page, reached, receipt, restricted, restriction_to_proto, revision, role_to_proto,
+    room, rules_to_proto, summary, view,
 };
 use crate::{
     connection::{self, Connection, Credentials, For},
@@ -68,6 +69,7 @@ impl MessageService for MessageClient {
             kind: kind_to_proto(room.kind),
             name: room.name,
             description: room.description,
+            rules: Some(rules_to_proto(room.rules)),
         };
         let made = self
             .rpc
@@ -280,6 +282,158 @@ impl MessageService for MessageClient {
             )
             .await?;
         Ok(())
+    }
+
+    async fn invite(&self, actor: UserId, room: RoomId, user: UserId) -> Result<()> {
+        let request = pb::InviteRequest {
+            room_id: room.to_string(),
+            user_id: user.to_string(),
+        };
+        self.rpc
+            .call("Invite", For::User(actor), request, |mut c, r| async move {
+                c.invite(r).await
+            })
+            .await?;
+        Ok(())
+    }
+
+    async fn invites(
+        &self,
+        actor: UserId,
+        after: Option<RoomId>,
+        limit: usize,
+    ) -> Result<Vec<Room>> {
+        let request = pb::ListInvitesRequest {
+            after: after.map(|id| id.to_string()),
+            limit: limit_to_proto(limit),
+        };
+        let list = self
+            .rpc
+            .call(
+                "ListInvites",
+                For::User(actor),
+                request,
+                |mut c, r| async move { c.list_invites(r).await },
+            )
+            .await?;
+        answer(list.rooms.into_iter().map(room).collect())
+    }
+
+    async fn restrict(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        user: UserId,
+        restriction: Restriction,
+    ) -> Result<()> {
+        let request = pb::RestrictRequest {
+            room_id: room.to_string(),
+            user_id: user.to_string(),
+            restriction: Some(restriction_to_proto(restriction)),
+        };
+        self.rpc
+            .call(
+                "Restrict",
+                For::User(actor),
+                request,
+                |mut c, r| async move { c.restrict(r).await },
+            )
+            .await?;
+        Ok(())
+    }
+
+    async fn restrictions(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Restricted>> {
+        let request = pb::ListRestrictionsRequest {
+            room_id: room.to_string(),
+            after: after.map(|id| id.to_string()),
+            limit: limit_to_proto(limit),
+        };
+        let list = self
+            .rpc
+            .call(
+                "ListRestrictions",
+                For::User(actor),
+                request,
+                |mut c, r| async move { c.list_restrictions(r).await },
+            )
+            .await?;
+        answer(list.restricted.into_iter().map(restricted).collect())
+    }
+
+    async fn change_room(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        change: RoomChange,
+    ) -> Result<RoomView> {
+        let request = pb::ChangeRoomRequest {
+            room_id: room.to_string(),
+            name: change.name,
+            description: change.description,
+            rules: change.rules.map(rules_to_proto),
+        };
+        let changed = self
+            .rpc
+            .call(
+                "ChangeRoom",
+                For::User(actor),
+                request,
+                |mut c, r| async move { c.change_room(r).await },
+            )
+            .await?;
+        answer(view(changed.room))
+    }
+
+    async fn mark_delivered(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        sequence: Sequence,
+    ) -> Result<Reached> {
+        let request = pb::MarkDeliveredRequest {
+            room_id: room.to_string(),
+            sequence: sequence.0,
+        };
+        let marked = self
+            .rpc
+            .call(
+                "MarkDelivered",
+                For::User(actor),
+                request,
+                |mut c, r| async move { c.mark_delivered(r).await },
+            )
+            .await?;
+        answer(reached("delivered", marked.delivered))
+    }
+
+    async fn receipts(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Receipt>> {
+        let request = pb::ListReceiptsRequest {
+            room_id: room.to_string(),
+            after: after.map(|id| id.to_string()),
+            limit: limit_to_proto(limit),
+        };
+        let list = self
+            .rpc
+            .call(
+                "ListReceipts",
+                For::User(actor),
+                request,
+                |mut c, r| async move { c.list_receipts(r).await },
+            )
+            .await?;
+        answer(list.receipts.into_iter().map(receipt).collect())
     }
 
     async fn send(&self, actor: UserId, room: RoomId, draft: Draft) -> Result<SendOutcome> {

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use carillon_domain::{
     Result, Sequence,
-    services::{EventPage, HistoryQuery, MessageService, NewRoom},
+    services::{EventPage, HistoryQuery, MessageService, NewRoom, RoomChange},
 };
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::values::{
     activity, checked_draft, head_to_proto, kind, mark_to_proto, member_to_proto, message_to_proto,
-    outcome_to_proto, overview_to_proto, page_to_proto, revision_to_proto, role, room_to_proto,
+    outcome_to_proto, overview_to_proto, page_to_proto, reached_to_proto, receipt_to_proto,
+    restricted_to_proto, restriction, revision_to_proto, role, room_to_proto, rules,
     summary_to_proto, view_to_proto,
 };
 use crate::{
@@ -78,6 +79,7 @@ impl server::MessageService for MessageServer {
                 kind: kind("kind", create.kind)?,
                 name: create.name,
                 description: create.description,
+                rules: create.rules.map(rules).unwrap_or_default(),
             };
             let made = self
                 .service(caller)
@@ -257,6 +259,132 @@ impl server::MessageService for MessageServer {
                 .remove_member(caller.actor()?, room, user)
                 .await?;
             Ok(pb::RemoveMemberResponse {})
+        })
+        .await
+    }
+
+    async fn invite(
+        &self,
+        request: Request<pb::InviteRequest>,
+    ) -> Result<Response<pb::InviteResponse>, Status> {
+        handle(request, |caller, invite| async move {
+            let room = id("room_id", &invite.room_id)?;
+            let user = id("user_id", &invite.user_id)?;
+            self.service(caller)
+                .invite(caller.actor()?, room, user)
+                .await?;
+            Ok(pb::InviteResponse {})
+        })
+        .await
+    }
+
+    async fn list_invites(
+        &self,
+        request: Request<pb::ListInvitesRequest>,
+    ) -> Result<Response<pb::ListInvitesResponse>, Status> {
+        handle(request, |caller, list| async move {
+            let after = optional_id("after", list.after.as_deref())?;
+            let limit = limit(list.limit, PAGE, MAX_PAGE)?;
+            let rooms = self
+                .service(caller)
+                .invites(caller.actor()?, after, limit)
+                .await?;
+            Ok(pb::ListInvitesResponse {
+                rooms: rooms.into_iter().map(room_to_proto).collect(),
+            })
+        })
+        .await
+    }
+
+    async fn restrict(
+        &self,
+        request: Request<pb::RestrictRequest>,
+    ) -> Result<Response<pb::RestrictResponse>, Status> {
+        handle(request, |caller, restrict| async move {
+            let room = id("room_id", &restrict.room_id)?;
+            let user = id("user_id", &restrict.user_id)?;
+            let restriction = restriction(restrict.restriction)?;
+            self.service(caller)
+                .restrict(caller.actor()?, room, user, restriction)
+                .await?;
+            Ok(pb::RestrictResponse {})
+        })
+        .await
+    }
+
+    async fn list_restrictions(
+        &self,
+        request: Request<pb::ListRestrictionsRequest>,
+    ) -> Result<Response<pb::ListRestrictionsResponse>, Status> {
+        handle(request, |caller, list| async move {
+            let room = id("room_id", &list.room_id)?;
+            let after = optional_id("after", list.after.as_deref())?;
+            let limit = limit(list.limit, LONG_PAGE, MAX_LONG_PAGE)?;
+            let restricted = self
+                .service(caller)
+                .restrictions(caller.actor()?, room, after, limit)
+                .await?;
+            Ok(pb::ListRestrictionsResponse {
+                restricted: restricted.into_iter().map(restricted_to_proto).collect(),
+            })
+        })
+        .await
+    }
+
+    async fn change_room(
+        &self,
+        request: Request<pb::ChangeRoomRequest>,
+    ) -> Result<Response<pb::ChangeRoomResponse>, Status> {
+        handle(request, |caller, change| async move {
+            let room = id("room_id", &change.room_id)?;
+            let change = RoomChange {
+                name: change.name,
+                description: change.description,
+                rules: change.rules.map(rules),
+            };
+            let changed = self
+                .service(caller)
+                .change_room(caller.actor()?, room, change)
+                .await?;
+            Ok(pb::ChangeRoomResponse {
+                room: Some(view_to_proto(changed)),
+            })
+        })
+        .await
+    }
+
+    async fn mark_delivered(
+        &self,
+        request: Request<pb::MarkDeliveredRequest>,
+    ) -> Result<Response<pb::MarkDeliveredResponse>, Status> {
+        handle(request, |caller, mark| async move {
+            let room = id("room_id", &mark.room_id)?;
+            let delivered = self
+                .service(caller)
+                .mark_delivered(caller.actor()?, room, Sequence(mark.sequence))
+                .await?;
+            Ok(pb::MarkDeliveredResponse {
+                delivered: Some(reached_to_proto(delivered)),
+            })
+        })
+        .await
+    }
+
+    async fn list_receipts(
+        &self,
+        request: Request<pb::ListReceiptsRequest>,
+    ) -> Result<Response<pb::ListReceiptsResponse>, Status> {
+        handle(request, |caller, list| async move {
+            let room = id("room_id", &list.room_id)?;
+            let after = optional_id("after", list.after.as_deref())?;
+            let limit = limit(list.limit, LONG_PAGE, MAX_LONG_PAGE)?;
+            let receipts = self
+                .service(caller)
+                .receipts(caller.actor()?, room, after, limit)
+                .await?;
+            Ok(pb::ListReceiptsResponse {
+                receipts: receipts.into_iter().map(receipt_to_proto).collect(),
+            })
         })
         .await
     }

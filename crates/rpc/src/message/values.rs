@@ -2,16 +2,18 @@
 
 use carillon_domain::{
     ClientMessageId, Error, Result, Sequence, UserId,
-    event::{Draft, EventBody, Message, MessageType, Revision, RoomEvent},
-    ports::ReadMark,
-    room::{Member, Role, Room, RoomKind},
-    services::{EventPage, RoomHead, RoomOverview, RoomSummary, RoomView, SendOutcome},
+    event::{Draft, EventBody, Mentions, Message, MessageType, Revision, RoomEvent},
+    ports::{Reached, ReadMark, Receipt, Restricted},
+    room::{Member, Restrictions, Role, Room, RoomKind, RoomRules},
+    services::{
+        EventPage, Restriction, RoomHead, RoomOverview, RoomSummary, RoomView, SendOutcome,
+    },
     signal::Activity,
 };
 
 use crate::{
     proto::message as pb,
-    values::{id, optional_id, optional_timestamp, required, timestamp, timestamp_to_proto},
+    values::{id, ids, optional_id, optional_timestamp, required, timestamp, timestamp_to_proto},
 };
 
 // === enums ===
@@ -123,6 +125,23 @@ pub(super) fn room_to_proto(room: Room) -> pb::Room {
             first_user_id: first.to_string(),
             second_user_id: second.to_string(),
         }),
+        rules: Some(rules_to_proto(room.rules)),
+    }
+}
+
+pub(super) fn rules_to_proto(rules: RoomRules) -> pb::RoomRules {
+    pb::RoomRules {
+        edit_window_seconds: rules.edit_window_seconds,
+        edit_unread_only: rules.edit_unread_only,
+        retention_seconds: rules.retention_seconds,
+    }
+}
+
+pub(super) fn rules(rules: pb::RoomRules) -> RoomRules {
+    RoomRules {
+        edit_window_seconds: rules.edit_window_seconds,
+        edit_unread_only: rules.edit_unread_only,
+        retention_seconds: rules.retention_seconds,
     }
 }
 
@@ -136,6 +155,7 @@ pub(super) fn room(room: pb::Room) -> Result<Room> {
         created_at: timestamp("room.created_at", room.created_at)?,
         deleted_at: optional_timestamp("room.deleted_at", room.deleted_at)?,
         pair: room.pair.map(pair).transpose()?,
+        rules: room.rules.map(rules).unwrap_or_default(),
     })
 }
 
@@ -188,6 +208,7 @@ pub(super) fn summary_to_proto(summary: RoomSummary) -> pb::RoomSummary {
         last_message: summary.last_message.map(message_to_proto),
         read: Some(mark_to_proto(summary.read)),
         unread: summary.unread,
+        mentions: summary.mentions,
     }
 }
 
@@ -199,6 +220,7 @@ pub(super) fn summary(summary: pb::RoomSummary) -> Result<RoomSummary> {
         last_message: optional_message(summary.last_message)?,
         read: mark(summary.read)?,
         unread: summary.unread,
+        mentions: summary.mentions,
     })
 }
 
@@ -223,6 +245,7 @@ pub(super) fn overview_to_proto(overview: RoomOverview) -> pb::RoomOverview {
         last_message: overview.last_message.map(message_to_proto),
         read: Some(mark_to_proto(overview.read)),
         unread: overview.unread,
+        mentions: overview.mentions,
     }
 }
 
@@ -233,6 +256,7 @@ pub(super) fn overview(overview: pb::RoomOverview) -> Result<RoomOverview> {
         last_message: optional_message(overview.last_message)?,
         read: mark(overview.read)?,
         unread: overview.unread,
+        mentions: overview.mentions,
     })
 }
 
@@ -251,6 +275,84 @@ pub(super) fn member(member: pb::Member) -> Result<Member> {
         role: role("member.role", member.role)?,
         since: Sequence(member.since),
         joined_at: timestamp("member.joined_at", member.joined_at)?,
+    })
+}
+
+pub(super) fn reached_to_proto(reached: Reached) -> pb::Reached {
+    pb::Reached {
+        sequence: reached.sequence.0,
+        time: Some(timestamp_to_proto(reached.time)),
+    }
+}
+
+pub(super) fn reached(field: &str, reached: Option<pb::Reached>) -> Result<Reached> {
+    let reached = required(field, reached)?;
+    Ok(Reached {
+        sequence: Sequence(reached.sequence),
+        time: timestamp(field, reached.time)?,
+    })
+}
+
+pub(super) fn receipt_to_proto(receipt: Receipt) -> pb::Receipt {
+    pb::Receipt {
+        user_id: receipt.user.to_string(),
+        delivered: receipt.delivered.map(reached_to_proto),
+        read: receipt.read.map(reached_to_proto),
+    }
+}
+
+pub(super) fn receipt(receipt: pb::Receipt) -> Result<Receipt> {
+    let optional =
+        |field, mark: Option<pb::Reached>| mark.map(|mark| reached(field, Some(mark))).transpose();
+    Ok(Receipt {
+        user: id("receipts.user_id", &receipt.user_id)?,
+        delivered: optional("receipts.delivered", receipt.delivered)?,
+        read: optional("receipts.read", receipt.read)?,
+    })
+}
+
+pub(super) fn restricted_to_proto(restricted: Restricted) -> pb::Restricted {
+    pb::Restricted {
+        user_id: restricted.user.to_string(),
+        banned: restricted.restrictions.banned,
+        muted_until: restricted.restrictions.muted_until.map(timestamp_to_proto),
+    }
+}
+
+pub(super) fn restricted(restricted: pb::Restricted) -> Result<Restricted> {
+    Ok(Restricted {
+        user: id("restricted.user_id", &restricted.user_id)?,
+        restrictions: Restrictions {
+            banned: restricted.banned,
+            muted_until: optional_timestamp("restricted.muted_until", restricted.muted_until)?,
+            invited: false,
+        },
+    })
+}
+
+pub(super) fn restriction_to_proto(restriction: Restriction) -> pb::restrict_request::Restriction {
+    use pb::restrict_request::Restriction as Proto;
+    match restriction {
+        Restriction::Ban => Proto::Ban(pb::Ban {}),
+        Restriction::Unban => Proto::Unban(pb::Unban {}),
+        Restriction::Mute { until } => Proto::Mute(pb::Mute {
+            until: until.map(timestamp_to_proto),
+        }),
+        Restriction::Unmute => Proto::Unmute(pb::Unmute {}),
+    }
+}
+
+pub(super) fn restriction(
+    restriction: Option<pb::restrict_request::Restriction>,
+) -> Result<Restriction> {
+    use pb::restrict_request::Restriction as Proto;
+    Ok(match required("restriction", restriction)? {
+        Proto::Ban(_) => Restriction::Ban,
+        Proto::Unban(_) => Restriction::Unban,
+        Proto::Mute(mute) => Restriction::Mute {
+            until: optional_timestamp("mute.until", mute.until)?,
+        },
+        Proto::Unmute(_) => Restriction::Unmute,
     })
 }
 
@@ -302,7 +404,20 @@ pub(super) fn message_to_proto(message: Message) -> pb::Message {
         edited_at: message.edited_at.map(timestamp_to_proto),
         deleted_at: message.deleted_at.map(timestamp_to_proto),
         revision: message.revision.0,
+        mentioned_user_ids: mentioned(&message.mentions),
+        mentions_room: message.mentions.room,
     }
+}
+
+fn mentioned(mentions: &Mentions) -> Vec<String> {
+    mentions.users.iter().map(ToString::to_string).collect()
+}
+
+fn mentions(users: &[String], room: bool) -> Result<Mentions> {
+    Ok(Mentions {
+        users: ids("mentioned_user_ids", users, Mentions::MAX)?,
+        room,
+    })
 }
 
 pub(super) fn message(message: Option<pb::Message>) -> Result<Message> {
@@ -321,6 +436,7 @@ pub(super) fn message(message: Option<pb::Message>) -> Result<Message> {
         edited_at: optional_timestamp("message.edited_at", message.edited_at)?,
         deleted_at: optional_timestamp("message.deleted_at", message.deleted_at)?,
         revision: Sequence(message.revision),
+        mentions: mentions(&message.mentioned_user_ids, message.mentions_room)?,
     })
 }
 
@@ -373,9 +489,15 @@ pub(super) fn event_to_proto(event: RoomEvent) -> pb::RoomEvent {
 
 fn body_to_proto(body: EventBody) -> pb::room_event::Body {
     match body {
-        EventBody::Message { id, draft } => pb::room_event::Body::Message(pb::MessageSent {
+        EventBody::Message {
+            id,
+            draft,
+            mentions,
+        } => pb::room_event::Body::Message(pb::MessageSent {
             message_id: id.to_string(),
             draft: Some(draft_to_proto(draft)),
+            mentioned_user_ids: mentioned(&mentions),
+            mentions_room: mentions.room,
         }),
         EventBody::Edited {
             id,
@@ -397,6 +519,31 @@ fn body_to_proto(body: EventBody) -> pb::room_event::Body {
         EventBody::Left { user } => pb::room_event::Body::Left(pb::MemberLeft {
             user_id: user.to_string(),
         }),
+        EventBody::Invited { user } => pb::room_event::Body::Invited(pb::MemberInvited {
+            user_id: user.to_string(),
+        }),
+        EventBody::Banned { user } => pb::room_event::Body::Banned(pb::MemberBanned {
+            user_id: user.to_string(),
+        }),
+        EventBody::Unbanned { user } => pb::room_event::Body::Unbanned(pb::MemberUnbanned {
+            user_id: user.to_string(),
+        }),
+        EventBody::Muted { user, until } => pb::room_event::Body::Muted(pb::MemberMuted {
+            user_id: user.to_string(),
+            until: Some(timestamp_to_proto(until)),
+        }),
+        EventBody::Unmuted { user } => pb::room_event::Body::Unmuted(pb::MemberUnmuted {
+            user_id: user.to_string(),
+        }),
+        EventBody::Changed {
+            name,
+            description,
+            rules,
+        } => pb::room_event::Body::Changed(pb::RoomChanged {
+            name,
+            description,
+            rules: Some(rules_to_proto(rules)),
+        }),
         EventBody::RoomDeleted => pb::room_event::Body::RoomDeleted(pb::RoomDeleted {}),
     }
 }
@@ -417,6 +564,7 @@ fn body(body: pb::room_event::Body) -> Result<EventBody> {
         pb::room_event::Body::Message(sent) => EventBody::Message {
             id: id("events.message_id", &sent.message_id)?,
             draft: draft(sent.draft)?,
+            mentions: mentions(&sent.mentioned_user_ids, sent.mentions_room)?,
         },
         pb::room_event::Body::Edited(edited) => EventBody::Edited {
             id: id("events.message_id", &edited.message_id)?,
@@ -433,6 +581,27 @@ fn body(body: pb::room_event::Body) -> Result<EventBody> {
         },
         pb::room_event::Body::Left(left) => EventBody::Left {
             user: id("events.user_id", &left.user_id)?,
+        },
+        pb::room_event::Body::Invited(invited) => EventBody::Invited {
+            user: id("events.user_id", &invited.user_id)?,
+        },
+        pb::room_event::Body::Banned(banned) => EventBody::Banned {
+            user: id("events.user_id", &banned.user_id)?,
+        },
+        pb::room_event::Body::Unbanned(unbanned) => EventBody::Unbanned {
+            user: id("events.user_id", &unbanned.user_id)?,
+        },
+        pb::room_event::Body::Muted(muted) => EventBody::Muted {
+            user: id("events.user_id", &muted.user_id)?,
+            until: timestamp("events.until", muted.until)?,
+        },
+        pb::room_event::Body::Unmuted(unmuted) => EventBody::Unmuted {
+            user: id("events.user_id", &unmuted.user_id)?,
+        },
+        pb::room_event::Body::Changed(changed) => EventBody::Changed {
+            name: changed.name,
+            description: changed.description,
+            rules: changed.rules.map(rules).unwrap_or_default(),
         },
         pb::room_event::Body::RoomDeleted(_) => EventBody::RoomDeleted,
     })
@@ -480,11 +649,23 @@ mod tests {
     }
 
     prop_compose! {
+        fn any_rules()(window in option::of(any::<u32>()), unread: bool, retention in option::of(any::<u32>())) -> RoomRules {
+            RoomRules { edit_window_seconds: window, edit_unread_only: unread, retention_seconds: retention }
+        }
+    }
+
+    prop_compose! {
+        fn any_mentions()(users in prop::collection::vec(uuid(), 0..4), room: bool) -> Mentions {
+            Mentions { users: users.into_iter().map(UserId).collect(), room }
+        }
+    }
+
+    prop_compose! {
         fn any_room()(
             id in uuid(), kind in any_kind(), name in ".*", description in ".*", by in uuid(),
-            created_at in time(), deleted_at in option::of(time()), pair in option::of((uuid(), uuid())),
+            created_at in time(), deleted_at in option::of(time()), pair in option::of((uuid(), uuid())), rules in any_rules(),
         ) -> Room {
-            Room { id: RoomId(id), kind, name, description, created_by: UserId(by), created_at, pair: pair.map(|(a, b)| [UserId(a), UserId(b)]), deleted_at }
+            Room { id: RoomId(id), kind, name, description, created_by: UserId(by), created_at, pair: pair.map(|(a, b)| [UserId(a), UserId(b)]), deleted_at, rules }
         }
     }
 
@@ -500,7 +681,7 @@ mod tests {
     prop_compose! {
         fn any_message()(
             ids in (uuid(), uuid(), uuid()), numbers: [u64; 3], draft in any_draft(),
-            times in (time(), option::of(time()), option::of(time())),
+            times in (time(), option::of(time()), option::of(time())), mentions in any_mentions(),
         ) -> Message {
             Message {
                 id: MessageId(ids.0),
@@ -516,15 +697,34 @@ mod tests {
                 edited_at: times.1,
                 deleted_at: times.2,
                 revision: Sequence(numbers[2]),
+                mentions,
             }
         }
     }
 
     fn any_body() -> impl Strategy<Value = EventBody> {
         prop_oneof![
-            (uuid(), any_draft()).prop_map(|(id, draft)| EventBody::Message {
-                id: MessageId(id),
-                draft
+            (uuid(), any_draft(), any_mentions()).prop_map(|(id, draft, mentions)| {
+                EventBody::Message {
+                    id: MessageId(id),
+                    draft,
+                    mentions,
+                }
+            }),
+            uuid().prop_map(|user| EventBody::Invited { user: UserId(user) }),
+            uuid().prop_map(|user| EventBody::Banned { user: UserId(user) }),
+            uuid().prop_map(|user| EventBody::Unbanned { user: UserId(user) }),
+            (uuid(), time()).prop_map(|(user, until)| EventBody::Muted {
+                user: UserId(user),
+                until
+            }),
+            uuid().prop_map(|user| EventBody::Unmuted { user: UserId(user) }),
+            (".*", ".*", any_rules()).prop_map(|(name, description, rules)| {
+                EventBody::Changed {
+                    name,
+                    description,
+                    rules,
+                }
             }),
             (uuid(), any::<u64>(), ".*").prop_map(|(id, target, content)| EventBody::Edited {
                 id: MessageId(id),
@@ -569,7 +769,7 @@ mod tests {
         #[test]
         fn rooms_come_back_as_they_were(
             it in any_room(), role in option::of(any_role()), head: u64, peer in option::of(uuid()),
-            last_message in option::of(any_message()), read in any_mark(), unread: u64,
+            last_message in option::of(any_message()), read in any_mark(), unread: u64, mentions: u64,
         ) {
             prop_assert_eq!(room(room_to_proto(it.clone())).unwrap(), it.clone());
             let seen = RoomView { room: it.clone(), role, head: Sequence(head) };
@@ -580,6 +780,7 @@ mod tests {
                 last_message: last_message.clone(),
                 read,
                 unread,
+                mentions,
             };
             prop_assert_eq!(overview(overview_to_proto(overviewed.clone())).unwrap(), overviewed);
             let line = RoomSummary {
@@ -589,6 +790,7 @@ mod tests {
                 last_message,
                 read,
                 unread,
+                mentions,
             };
             prop_assert_eq!(summary(summary_to_proto(line.clone())).unwrap(), line);
         }
@@ -602,6 +804,19 @@ mod tests {
             prop_assert_eq!(mark(Some(mark_to_proto(read))).unwrap(), read);
             let one = Member { user: UserId(user), role: held, since: Sequence(n), joined_at };
             prop_assert_eq!(member(member_to_proto(one)).unwrap(), one);
+            let got = Reached { sequence: Sequence(n), time: joined_at };
+            prop_assert_eq!(reached("r", Some(reached_to_proto(got))).unwrap(), got);
+            for read in [None, Some(got)] {
+                let one = Receipt { user: UserId(user), delivered: Some(got), read };
+                prop_assert_eq!(receipt(receipt_to_proto(one)).unwrap(), one);
+                let restrictions = Restrictions {
+                    banned: read.is_none(),
+                    muted_until: read.map(|read| read.time),
+                    invited: false,
+                };
+                let one = Restricted { user: UserId(user), restrictions };
+                prop_assert_eq!(restricted(restricted_to_proto(one)).unwrap(), one);
+            }
         }
 
         #[test]

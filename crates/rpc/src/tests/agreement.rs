@@ -9,17 +9,17 @@ use carillon_domain::{
     account::{ClientInfo, Tokens},
     presence::{Lease, PresenceState},
     push::PushProvider,
-    room::{Role, RoomKind},
+    room::{Role, RoomKind, RoomRules},
     services::{
         AuthService, HistoryQuery, Login, MediaService, MessageService, NewAccount, NewMedia,
-        NewPushTarget, NewRoom, NotificationService, PresenceService,
+        NewPushTarget, NewRoom, NotificationService, PresenceService, Restriction, RoomChange,
     },
     signal::Activity,
 };
 
 use super::{
     MAX_UPLOAD, all_of, credentials,
-    fakes::{FakeServices, ann, draft, uuid},
+    fakes::{FakeServices, TIME, ann, draft, uuid},
     start,
 };
 use crate::{
@@ -96,6 +96,15 @@ async fn message_script(service: &dyn MessageService) -> Transcript {
         kind: RoomKind::Channel,
         name: "news".into(),
         description: String::new(),
+        rules: RoomRules {
+            retention_seconds: Some(60),
+            ..RoomRules::default()
+        },
+    };
+    let change = RoomChange {
+        name: Some("olds".into()),
+        description: None,
+        rules: Some(RoomRules::default()),
     };
     let query = HistoryQuery {
         limit: 100,
@@ -115,6 +124,21 @@ async fn message_script(service: &dyn MessageService) -> Transcript {
     said.add(service.members(actor, room, Some(peer), 1000).await);
     said.add(service.put_member(actor, room, peer, Role::Owner).await);
     said.add(service.remove_member(actor, room, peer).await);
+    said.add(service.invite(actor, room, peer).await);
+    said.add(service.invites(actor, Some(room), 100).await);
+    for restriction in [
+        Restriction::Ban,
+        Restriction::Unban,
+        Restriction::Mute { until: Some(TIME) },
+        Restriction::Mute { until: None },
+        Restriction::Unmute,
+    ] {
+        said.add(service.restrict(actor, room, peer, restriction).await);
+    }
+    said.add(service.restrictions(actor, room, Some(peer), 1000).await);
+    said.add(service.change_room(actor, room, change).await);
+    said.add(service.mark_delivered(actor, room, Sequence(8)).await);
+    said.add(service.receipts(actor, room, None, 1000).await);
     said.add(service.send(actor, room, draft("hello")).await);
     said.add(service.locate(id).await);
     said.add(service.message(actor, room, id).await);

@@ -8,15 +8,16 @@ use carillon_domain::{
     ClientMessageId, DeviceId, Error, ErrorCode, MediaId, MessageId, Result, RoomId, Sequence,
     Timestamp, UserId,
     account::{ClientInfo, Identity, Session, Tokens, User},
-    event::{Draft, EventBody, Message, MessageType, Revision, RoomEvent},
+    event::{Draft, EventBody, Mentions, Message, MessageType, Revision, RoomEvent},
     media::Media,
-    ports::ReadMark,
+    ports::{Reached, ReadMark, Receipt, Restricted},
     presence::{Lease, Presence, PresenceState},
-    room::{Member, Role, Room, RoomKind},
+    room::{Member, Restrictions, Role, Room, RoomKind, RoomRules},
     services::{
         AuthService, EventPage, HistoryQuery, Login, MediaService, MessageService, NewAccount,
         NewMedia, NewPushTarget, NewRoom, NotificationService, PresenceService, ResolvedRoom,
-        RoomHead, RoomOverview, RoomSummary, RoomView, SendOutcome, TokenVerifier,
+        Restriction, RoomChange, RoomHead, RoomOverview, RoomSummary, RoomView, SendOutcome,
+        TokenVerifier,
     },
     signal::Activity,
 };
@@ -240,6 +241,11 @@ pub fn room(id: RoomId, name: &str) -> Room {
         created_at: TIME,
         pair: Some([UserId(uuid(1)), UserId(uuid(2))]),
         deleted_at: None,
+        rules: RoomRules {
+            edit_window_seconds: Some(60),
+            edit_unread_only: true,
+            retention_seconds: Some(3600),
+        },
     }
 }
 
@@ -275,6 +281,10 @@ fn message(room: RoomId, sender: UserId, draft: Draft) -> Message {
         edited_at: Some(TIME),
         deleted_at: None,
         revision: Sequence(6),
+        mentions: Mentions {
+            users: vec![UserId(uuid(2))],
+            room: true,
+        },
     }
 }
 
@@ -290,6 +300,7 @@ fn events(room: RoomId, after: Sequence, limit: usize) -> EventPage {
         body: EventBody::Message {
             id: MessageId(uuid(u128::from(n))),
             draft: draft(&"x".repeat(16 * 1024)),
+            mentions: Mentions::default(),
         },
     });
     EventPage {
@@ -336,6 +347,7 @@ impl MessageService for FakeServices {
                 time: TIME,
             },
             unread: 4,
+            mentions: 1,
         }])
     }
 
@@ -399,6 +411,103 @@ impl MessageService for FakeServices {
     async fn remove_member(&self, actor: UserId, room: RoomId, user: UserId) -> Result<()> {
         self.note(format!("remove_member {actor} {room} {user}"))
             .await
+    }
+
+    async fn invite(&self, actor: UserId, room: RoomId, user: UserId) -> Result<()> {
+        self.note(format!("invite {actor} {room} {user}")).await
+    }
+
+    async fn invites(
+        &self,
+        actor: UserId,
+        after: Option<RoomId>,
+        limit: usize,
+    ) -> Result<Vec<Room>> {
+        self.note(format!("invites {actor} {after:?} {limit}"))
+            .await?;
+        Ok(vec![room(RoomId(uuid(9)), "asked")])
+    }
+
+    async fn restrict(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        user: UserId,
+        restriction: Restriction,
+    ) -> Result<()> {
+        self.note(format!("restrict {actor} {room} {user} {restriction:?}"))
+            .await
+    }
+
+    async fn restrictions(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Restricted>> {
+        self.note(format!("restrictions {actor} {room} {after:?} {limit}"))
+            .await?;
+        Ok(vec![Restricted {
+            user: actor,
+            restrictions: Restrictions {
+                banned: true,
+                muted_until: Some(Timestamp(5_000)),
+                invited: false,
+            },
+        }])
+    }
+
+    async fn change_room(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        change: RoomChange,
+    ) -> Result<RoomView> {
+        self.note(format!("change_room {actor} {room} {change:?}"))
+            .await?;
+        Ok(view(room, "changed"))
+    }
+
+    async fn mark_delivered(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        sequence: Sequence,
+    ) -> Result<Reached> {
+        self.note(format!("mark_delivered {actor} {room} {sequence}"))
+            .await?;
+        Ok(Reached {
+            sequence,
+            time: Timestamp(6_000),
+        })
+    }
+
+    async fn receipts(
+        &self,
+        actor: UserId,
+        room: RoomId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Receipt>> {
+        self.note(format!("receipts {actor} {room} {after:?} {limit}"))
+            .await?;
+        let reached = Reached {
+            sequence: Sequence(3),
+            time: Timestamp(7_000),
+        };
+        Ok(vec![
+            Receipt {
+                user: actor,
+                delivered: Some(reached),
+                read: None,
+            },
+            Receipt {
+                user: actor,
+                delivered: Some(reached),
+                read: Some(reached),
+            },
+        ])
     }
 
     async fn send(&self, actor: UserId, room: RoomId, draft: Draft) -> Result<SendOutcome> {
@@ -492,6 +601,7 @@ impl MessageService for FakeServices {
                 time: Timestamp(7),
             },
             unread: 12,
+            mentions: 1,
         };
         Ok(rooms.iter().map(overview).collect())
     }

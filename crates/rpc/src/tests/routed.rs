@@ -261,6 +261,7 @@ async fn a_room_is_not_made_twice() {
         kind: RoomKind::Private,
         name: "garden".into(),
         description: String::new(),
+        rules: carillon_domain::room::RoomRules::default(),
     };
     let error = town.router.create_room(ACTOR, new()).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::DeadlineExceeded);

@@ -254,11 +254,11 @@ async fn level(inner: &Inner, socket: &Arc<Socket>, room: RoomId, from: Sequence
 
 /// The place of a user's leaving, if they don't join again in the same events.
 fn leaving(events: &[RoomEvent], user: UserId) -> Option<Sequence> {
-    let last = events.iter().rev().find(|event| match event.body {
-        EventBody::Left { user: who } | EventBody::Joined { user: who, .. } => who == user,
-        _ => false,
+    let last = events.iter().rev().find(|event| {
+        event.body.removes() == Some(user)
+            || matches!(event.body, EventBody::Joined { user: who, .. } if who == user)
     })?;
-    matches!(last.body, EventBody::Left { .. }).then_some(last.sequence)
+    last.body.removes().map(|_| last.sequence)
 }
 
 /// Whether somebody of whom the log said that they left has come back since. The signal that tells of the leaving may be lost, so
@@ -343,10 +343,8 @@ pub async fn removed(
     let Ok(page) = read(&inner, room, last, PAGE).await else {
         return;
     };
-    let Some(end) = page.events.iter().position(|event| match event.body {
-        EventBody::Left { user: who } => who == user,
-        EventBody::RoomDeleted => true,
-        _ => false,
+    let Some(end) = page.events.iter().position(|event| {
+        event.body.removes() == Some(user) || matches!(event.body, EventBody::RoomDeleted)
     }) else {
         return;
     };

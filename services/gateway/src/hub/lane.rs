@@ -140,6 +140,9 @@ async fn handle(inner: &Arc<Inner>, signal: Signal, delivery: &mut Delivery) {
         // A mark only ever rises, and is fetched again on resume: whoever is behind can do without this one. The reader's own
         // devices take their unread counts from it.
         Signal::Read { room, user, .. } => broadcast(inner, room, &signal, user, Own::Sure),
+        // The same, but for the reader's own devices, which know what they have.
+        Signal::Delivered { room, user, .. } => broadcast(inner, room, &signal, user, Own::Left),
+        Signal::Invited { user, room, by } => inner.invited(user, room, by),
         Signal::RoomAdded {
             user,
             room,

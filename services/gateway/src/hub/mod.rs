@@ -447,6 +447,13 @@ impl Inner {
 
     // === signals to users ===
 
+    fn invited(&self, user: UserId, room: RoomId, by: UserId) {
+        let frame = crate::wire::room_invited(room, by);
+        for socket in self.sockets_of(user) {
+            socket.push(frame.clone());
+        }
+    }
+
     fn room_added(self: &Arc<Self>, user: UserId, room: RoomId, direct_with: Option<UserId>) {
         let sockets: Vec<Arc<Socket>> = self
             .sockets_of(user)

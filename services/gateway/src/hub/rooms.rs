@@ -2,11 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use carillon_domain::{
-    RoomId, Sequence, UserId,
-    event::{EventBody, RoomEvent},
-    signal::Topic,
-};
+use carillon_domain::{RoomId, Sequence, UserId, event::RoomEvent, signal::Topic};
 use indexmap::IndexMap;
 use parking_lot::Mutex;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
@@ -334,7 +330,7 @@ impl Room {
         metrics::EVENTS_DELIVERED
             .with_label_values(&[] as &[&str])
             .inc_by(delivered);
-        if let EventBody::Left { user } = event.body {
+        if let Some(user) = event.body.removes() {
             // Their leaving is the last that they see. Somebody who joined again is after this event.
             self.followers.retain(|_, follower| {
                 let leaves = event.sequence > follower.after && follower.socket.user() == user;

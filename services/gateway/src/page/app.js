@@ -248,16 +248,17 @@ function status(text) { $('connection').textContent = text; }
 
 // === events ===
 
-const ROOM_EVENTS = ['new_message', 'edit_message', 'delete_message', 'user_joined', 'user_left', 'room_deleted'];
+// Every event of a room's log, and nothing else, says how many messages were before it.
+const isRoomEvent = (payload) => payload && 'messages_before' in payload;
 
 function onFrame({ type, payload }) {
-  if (ROOM_EVENTS.includes(type)) return onRoomEvent(type, payload);
+  if (isRoomEvent(payload)) return onRoomEvent(type, payload);
   switch (type) {
     case 'resync': places.set(payload.room_id, payload.from_sequence); catchUp(payload.room_id); break;
     case 'typing': if (payload.room_id === current) showTyping(payload.user_id, payload.activity); break;
     case 'stop_typing': stopTyping(payload.user_id); break;
     case 'user_online': case 'user_offline': presence.set(payload.user_id, payload.state); drawRooms(); drawNote(); break;
-    case 'dm_created': loadRooms().catch(() => {}); break;
+    case 'room_invited': case 'dm_created': loadRooms().catch(() => {}); break;
     case 'messages_read':
       if (payload.user_id === session.user.id) { const room = rooms.get(payload.room_id); if (room) { room.unread_count = 0; drawRooms(); } }
       break;
@@ -308,9 +309,12 @@ function apply(type, payload) {
         room.last_message = payload;
         // The summary may have counted it already.
         const counted = payload.sequence <= room.head_sequence;
-        if (!counted && payload.sender_id !== session.user.id && payload.room_id !== current) room.unread_count += 1;
+        // Who writes has read.
+        if (payload.sender_id === session.user.id) room.unread_count = 0;
+        else if (!counted && payload.room_id !== current) room.unread_count += 1;
       } else loadRooms().catch(() => {});
       stopTyping(payload.sender_id);
+      if (payload.sender_id !== session.user.id) confirmDelivery(payload.room_id);
       if (payload.room_id === current) markRead(payload.room_id, payload.sequence);
       break;
     }
@@ -330,6 +334,7 @@ function apply(type, payload) {
       if (payload.user_id === session.user.id) forgetRoom(payload.room_id);
       break;
     case 'room_deleted': forgetRoom(payload.room_id); break;
+    case 'room_updated': if (room) Object.assign(room, { name: payload.name, description: payload.description, rules: payload.rules }); break;
   }
   if (room) room.head_sequence = Math.max(room.head_sequence, payload.sequence);
   drawRooms();
@@ -582,6 +587,18 @@ function markRead(room, sequence) {
   const known = rooms.get(room);
   if (known && known.unread_count) { known.unread_count = 0; drawRooms(); }
   socket.hint('read', { room_id: room, sequence });
+}
+
+// Says what this device has, at most twice a second for each room.
+const confirming = new Set();
+
+function confirmDelivery(room) {
+  if (confirming.has(room)) return;
+  confirming.add(room);
+  setTimeout(() => {
+    confirming.delete(room);
+    if (places.has(room)) socket.hint('delivered', { room_id: room, sequence: places.get(room) });
+  }, 500);
 }
 
 // === sending ===

@@ -1,17 +1,20 @@
 //! Messages and events of rooms.
 
 use axum::{Json, extract::State};
-use carillon_domain::{Error, MessageId, RoomId, Sequence, event::Message, services::HistoryQuery};
+use carillon_domain::{
+    Error, MessageId, RoomId, Sequence, UserId, event::Message, services::HistoryQuery,
+};
 use http::StatusCode;
 use serde_json::value::RawValue;
 
-use super::page_limit;
+use super::{next_cursor, page_limit};
 use crate::{
     edge::{Caller, JsonBody, PathParams, Problem, QueryParams},
     gateway::App,
     wire::{
-        self, EditRequest, EventPageJson, EventsParameters, HistoryParameters, MessageJson,
-        NewMessageRequest, Page, ReadJson, ReadRequest, RevisionJson,
+        self, DeliveredJson, DeliveryJson, EditRequest, EventPageJson, EventsParameters,
+        HistoryParameters, ListQuery, MessageJson, NewMessageRequest, Page, ReadJson, ReadRequest,
+        RevisionJson,
     },
 };
 
@@ -81,6 +84,46 @@ pub async fn read(
         .mark_read(who.user, room, request.sequence)
         .await?;
     Ok(Json(ReadJson::new(room, mark)))
+}
+
+pub async fn delivered(
+    State(app): State<App>,
+    Caller(who): Caller,
+    PathParams(room): PathParams<RoomId>,
+    JsonBody(request): JsonBody<ReadRequest>,
+) -> Result<Json<DeliveredJson>, Problem> {
+    let reached = app
+        .chat
+        .messages()
+        .mark_delivered(who.user, room, request.sequence)
+        .await?;
+    Ok(Json(DeliveredJson::new(room, reached)))
+}
+
+/// How far one message got, to everybody but its sender who has any mark in the room (MSG-05).
+pub async fn receipts(
+    State(app): State<App>,
+    Caller(who): Caller,
+    PathParams(id): PathParams<MessageId>,
+    QueryParams(query): QueryParams<ListQuery<UserId>>,
+) -> Result<Json<Page<DeliveryJson>>, Problem> {
+    let limit = page_limit(query.limit, 100, 1000)?;
+    let message = app.chat.message(who.user, id).await?;
+    let receipts = app
+        .chat
+        .messages()
+        .receipts(who.user, message.room, query.cursor, limit)
+        .await?;
+    let next = next_cursor(&receipts, limit, |receipt| receipt.user.to_string());
+    let others = receipts
+        .into_iter()
+        .filter(|receipt| receipt.user != message.sender);
+    Ok(Json(Page {
+        items: others
+            .map(|receipt| DeliveryJson::new(receipt, message.sequence))
+            .collect(),
+        next,
+    }))
 }
 
 /// Catch-up: events after a place, in the shape of socket frames.

@@ -92,7 +92,11 @@ fn api() -> Router<App> {
         )
         .route("/rooms", get(rooms::public).post(rooms::create))
         .route("/rooms/me", get(rooms::mine))
-        .route("/rooms/{id}", get(rooms::get).delete(rooms::delete))
+        .route("/rooms/invites", get(rooms::invites))
+        .route(
+            "/rooms/{id}",
+            get(rooms::get).patch(rooms::change).delete(rooms::delete),
+        )
         .route("/rooms/{id}/join", post(rooms::join))
         .route("/rooms/{id}/leave", post(rooms::leave))
         .route("/rooms/{id}/members", get(rooms::members))
@@ -104,6 +108,18 @@ fn api() -> Router<App> {
             "/rooms/{id}/messages",
             get(messages::history).post(messages::send),
         )
+        .route("/rooms/{id}/invites", post(rooms::invite))
+        .route("/rooms/{id}/restrictions", get(rooms::restrictions))
+        .route(
+            "/rooms/{id}/bans/{user_id}",
+            put(rooms::ban).delete(rooms::unban),
+        )
+        .route(
+            "/rooms/{id}/mutes/{user_id}",
+            put(rooms::mute).delete(rooms::unmute),
+        )
+        .route("/rooms/{id}/receipts", get(rooms::receipts))
+        .route("/rooms/{id}/delivered", post(messages::delivered))
         .route("/rooms/{id}/read", post(messages::read))
         .route("/rooms/{id}/events", get(messages::events))
         .route("/dm", get(direct::list).post(direct::open))
@@ -115,6 +131,7 @@ fn api() -> Router<App> {
                 .delete(messages::delete),
         )
         .route("/messages/{id}/edits", get(messages::edits))
+        .route("/messages/{id}/receipts", get(messages::receipts))
 }
 
 /// A limit of a list: `default` when absent, refused outside `1..=max`.

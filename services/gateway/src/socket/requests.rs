@@ -22,8 +22,9 @@ use crate::{
     hub::{Hub, MAX_ROOMS},
     usecases,
     wire::{
-        self, Ack, ActivityPayload, AuthPayload, EditPayload, EmptyPayload, MessageAck,
-        MessagePayload, PlaceJson, ReadJson, ReadPayload, RequestId, RoomPayload, SendPayload,
+        self, Ack, ActivityPayload, AuthPayload, DeliveredJson, EditPayload, EmptyPayload,
+        MessageAck, MessagePayload, PlaceJson, ReadJson, ReadPayload, RequestId, RoomPayload,
+        SendPayload,
     },
 };
 
@@ -39,11 +40,12 @@ pub enum Kind {
     Typing,
     StopTyping,
     Read,
+    Delivered,
     Ping,
 }
 
 impl Kind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Auth,
         Self::JoinRoom,
         Self::LeaveRoom,
@@ -53,6 +55,7 @@ impl Kind {
         Self::Typing,
         Self::StopTyping,
         Self::Read,
+        Self::Delivered,
         Self::Ping,
     ];
 
@@ -67,6 +70,7 @@ impl Kind {
             Self::Typing => "typing",
             Self::StopTyping => "stop_typing",
             Self::Read => "read",
+            Self::Delivered => "delivered",
             Self::Ping => "ping",
         }
     }
@@ -94,6 +98,7 @@ impl Kind {
             Self::Typing => "ws typing",
             Self::StopTyping => "ws stop_typing",
             Self::Read => "ws read",
+            Self::Delivered => "ws delivered",
             Self::Ping => "ws ping",
         }
     }
@@ -109,6 +114,7 @@ pub enum Call {
     Delete(MessagePayload),
     Activity(RoomId, Activity, bool),
     Read(RoomId, Sequence),
+    Delivered(RoomId, Sequence),
     Ping,
 }
 
@@ -166,6 +172,10 @@ pub fn parse(kind: Kind, payload: Option<&RawValue>) -> Result<Call> {
         Kind::Read => {
             let read: ReadPayload = parse_payload(payload)?;
             Call::Read(read.room_id, read.sequence)
+        }
+        Kind::Delivered => {
+            let delivered: ReadPayload = parse_payload(payload)?;
+            Call::Delivered(delivered.room_id, delivered.sequence)
         }
         Kind::Ping => {
             if payload.is_some() {
@@ -339,6 +349,10 @@ async fn answer(
         Call::Read(room, sequence) => {
             let mark = chat.messages().mark_read(user, room, sequence).await?;
             Ack::Read(ReadJson::new(room, mark))
+        }
+        Call::Delivered(room, sequence) => {
+            let reached = chat.messages().mark_delivered(user, room, sequence).await?;
+            Ack::Delivered(DeliveredJson::new(room, reached))
         }
         Call::Ping => {
             let now = app.services.clock.now();

@@ -6,14 +6,14 @@ use carillon_domain::{
     DeviceId, Error, MessageId, RoomId, Sequence, Timestamp, UserId,
     event::{EventBody, MessageType, RoomEvent},
     presence::PresenceState,
-    room::Role,
+    room::{Restrictions, Role},
     signal::{Activity, Signal},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use super::Time;
+use super::{MentionsJson, RoomRulesJson, Time};
 
 /// The id that a client gives to a request: a string of at most 64 bytes, or a whole number. It comes back as it was.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -93,6 +93,8 @@ enum EventJson<'a> {
         edited_at: Option<Time>,
         deleted_at: Option<Time>,
         revision: Sequence,
+        #[serde(flatten)]
+        mentions: MentionsJson,
     },
     Edited {
         room_id: RoomId,
@@ -131,6 +133,29 @@ enum EventJson<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         user_id: Option<UserId>,
         by: UserId,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'static str>,
+    },
+    /// Somebody was invited, muted, or may come back or write again.
+    Concerning {
+        room_id: RoomId,
+        sequence: Sequence,
+        messages_before: u64,
+        time: Time,
+        user_id: UserId,
+        by: UserId,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        until: Option<Time>,
+    },
+    Changed {
+        room_id: RoomId,
+        sequence: Sequence,
+        messages_before: u64,
+        time: Time,
+        name: &'a str,
+        description: &'a str,
+        rules: RoomRulesJson,
+        by: UserId,
     },
 }
 
@@ -140,8 +165,30 @@ fn event_json(event: &RoomEvent) -> (&'static str, EventJson<'_>) {
     let sequence = event.sequence;
     let messages_before = event.messages_before;
     let time = Time(event.time);
+    let left = |user_id, reason| EventJson::Left {
+        room_id,
+        sequence,
+        messages_before,
+        time,
+        user_id,
+        by: event.actor,
+        reason,
+    };
+    let concerning = |user: &UserId, until| EventJson::Concerning {
+        room_id,
+        sequence,
+        messages_before,
+        time,
+        user_id: *user,
+        by: event.actor,
+        until,
+    };
     match &event.body {
-        EventBody::Message { id, draft } => (
+        EventBody::Message {
+            id,
+            draft,
+            mentions,
+        } => (
             "new_message",
             EventJson::NewMessage {
                 id: *id,
@@ -157,6 +204,7 @@ fn event_json(event: &RoomEvent) -> (&'static str, EventJson<'_>) {
                 edited_at: None,
                 deleted_at: None,
                 revision: sequence,
+                mentions: mentions.clone().into(),
             },
         ),
         EventBody::Edited {
@@ -200,28 +248,34 @@ fn event_json(event: &RoomEvent) -> (&'static str, EventJson<'_>) {
                 by: event.actor,
             },
         ),
-        EventBody::Left { user } => (
-            "user_left",
-            EventJson::Left {
+        EventBody::Left { user } => ("user_left", left(Some(*user), None)),
+        // A client that knows of no bans sees them leave.
+        EventBody::Banned { user } => ("user_left", left(Some(*user), Some("banned"))),
+        EventBody::Unbanned { user } => ("user_unbanned", concerning(user, None)),
+        EventBody::Invited { user } => ("user_invited", concerning(user, None)),
+        EventBody::Muted { user, until } => {
+            let until = (*until < Restrictions::FOR_GOOD).then_some(Time(*until));
+            ("user_muted", concerning(user, until))
+        }
+        EventBody::Unmuted { user } => ("user_unmuted", concerning(user, None)),
+        EventBody::Changed {
+            name,
+            description,
+            rules,
+        } => (
+            "room_updated",
+            EventJson::Changed {
                 room_id,
                 sequence,
                 messages_before,
                 time,
-                user_id: Some(*user),
+                name,
+                description,
+                rules: (*rules).into(),
                 by: event.actor,
             },
         ),
-        EventBody::RoomDeleted => (
-            "room_deleted",
-            EventJson::Left {
-                room_id,
-                sequence,
-                messages_before,
-                time,
-                user_id: None,
-                by: event.actor,
-            },
-        ),
+        EventBody::RoomDeleted => ("room_deleted", left(None, None)),
     }
 }
 
@@ -283,8 +337,14 @@ fn presence_frame(
     )
 }
 
-/// `messages_read`.
-fn read_frame(room: RoomId, user: UserId, sequence: Sequence, time: Timestamp) -> Utf8Bytes {
+/// `messages_read` or `message_delivered`.
+fn mark_frame(
+    frame_type: &'static str,
+    room: RoomId,
+    user: UserId,
+    sequence: Sequence,
+    time: Timestamp,
+) -> Utf8Bytes {
     #[derive(Serialize)]
     struct Payload {
         room_id: RoomId,
@@ -293,7 +353,7 @@ fn read_frame(room: RoomId, user: UserId, sequence: Sequence, time: Timestamp) -
         time: Time,
     }
     encode(
-        "messages_read",
+        frame_type,
         None,
         Payload {
             room_id: room,
@@ -324,7 +384,13 @@ pub fn signal(signal: &Signal) -> Option<Utf8Bytes> {
             user,
             sequence,
             time,
-        } => Some(read_frame(room, user, sequence, time)),
+        } => Some(mark_frame("messages_read", room, user, sequence, time)),
+        Signal::Delivered {
+            room,
+            user,
+            sequence,
+            time,
+        } => Some(mark_frame("message_delivered", room, user, sequence, time)),
         _ => None,
     }
 }
@@ -344,6 +410,16 @@ pub fn direct_created(room: RoomId, peer: UserId) -> Utf8Bytes {
             user_id: peer,
         },
     )
+}
+
+/// `room_invited`: somebody asks the user to join a room.
+pub fn room_invited(room: RoomId, by: UserId) -> Utf8Bytes {
+    #[derive(Serialize)]
+    struct Payload {
+        room_id: RoomId,
+        by: UserId,
+    }
+    encode("room_invited", None, Payload { room_id: room, by })
 }
 
 // === the connection ===
@@ -417,6 +493,7 @@ pub enum Ack {
     Message(Box<super::MessageAck>),
     Place(super::PlaceJson),
     Read(super::ReadJson),
+    Delivered(super::DeliveredJson),
     Room { room_id: RoomId },
     Authenticated { expires_at: Time },
 }
@@ -454,7 +531,11 @@ pub fn error_frame(id: Option<&RequestId>, error: &Error, trace_id: Option<&str>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use carillon_domain::{ClientMessageId, ErrorCode, event::Draft};
+    use carillon_domain::{
+        ClientMessageId, ErrorCode,
+        event::{Draft, Mentions},
+        room::RoomRules,
+    };
     use uuid::Uuid;
 
     const ROOM: RoomId = RoomId(Uuid::from_u128(1));
@@ -498,6 +579,20 @@ mod tests {
                     content: "hi \"all\" <b>\u{2603}</b>".into(),
                     reply_to: Some(MESSAGE),
                 },
+                mentions: Mentions::default(),
+            }),
+            event(EventBody::Message {
+                id: MESSAGE,
+                draft: Draft {
+                    client_message_id: ClientMessageId("c2".into()),
+                    message_type: MessageType::Text,
+                    content: "@bob @room".into(),
+                    reply_to: None,
+                },
+                mentions: Mentions {
+                    users: vec![BOB],
+                    room: true,
+                },
             }),
             event(EventBody::Edited {
                 id: MESSAGE,
@@ -513,13 +608,35 @@ mod tests {
                 role: Role::Member,
             }),
             event(EventBody::Left { user: BOB }),
+            event(EventBody::Invited { user: BOB }),
+            event(EventBody::Banned { user: BOB }),
+            event(EventBody::Unbanned { user: BOB }),
+            event(EventBody::Muted {
+                user: BOB,
+                until: NOW,
+            }),
+            event(EventBody::Muted {
+                user: BOB,
+                until: Restrictions::FOR_GOOD,
+            }),
+            event(EventBody::Unmuted { user: BOB }),
+            event(EventBody::Changed {
+                name: "Lobby".into(),
+                description: String::new(),
+                rules: RoomRules {
+                    retention_seconds: Some(3600),
+                    ..RoomRules::default()
+                },
+            }),
             event(EventBody::RoomDeleted),
             activity_frame(ROOM, ANN, Activity::Typing, true),
             activity_frame(ROOM, ANN, Activity::Recording, false),
             presence_frame(ROOM, ANN, PresenceState::Online, Some(NOW)),
             presence_frame(ROOM, ANN, PresenceState::Away, Some(NOW)),
             presence_frame(ROOM, ANN, PresenceState::Offline, None),
-            read_frame(ROOM, ANN, Sequence(7), NOW),
+            mark_frame("messages_read", ROOM, ANN, Sequence(7), NOW),
+            mark_frame("message_delivered", ROOM, ANN, Sequence(7), NOW),
+            room_invited(ROOM, ANN),
             direct_created(ROOM, ANN),
             resync(ROOM, Sequence(3)),
             pong(Some(&RequestId::Number(9)), NOW),

@@ -3,11 +3,11 @@
 use carillon_domain::{
     DeviceId, MediaId, MessageId, RoomId, Sequence, UserId,
     account::{Session, Tokens, User},
-    event::{Message, MessageType, Revision},
+    event::{Mentions, Message, MessageType, Revision},
     media::Media,
-    ports::ReadMark,
+    ports::{Reached, ReadMark, Receipt, Restricted},
     presence::{Presence, PresenceState},
-    room::{Member, Role, Room, RoomKind},
+    room::{Member, Restrictions, Role, Room, RoomKind, RoomRules},
     services::{RoomSummary, RoomView},
 };
 use serde::Serialize;
@@ -119,6 +119,43 @@ pub struct RoomJson {
     pub description: String,
     pub created_by: UserId,
     pub created_at: Time,
+    pub rules: RoomRulesJson,
+}
+
+/// What a room's owners set.
+#[derive(Serialize, Clone, Copy, Debug)]
+pub struct RoomRulesJson {
+    pub edit_window_seconds: Option<u32>,
+    pub edit_unread_only: bool,
+    pub retention_seconds: Option<u32>,
+}
+
+impl From<RoomRules> for RoomRulesJson {
+    fn from(rules: RoomRules) -> Self {
+        Self {
+            edit_window_seconds: rules.edit_window_seconds,
+            edit_unread_only: rules.edit_unread_only,
+            retention_seconds: rules.retention_seconds,
+        }
+    }
+}
+
+/// Whom a message calls; nothing if nobody.
+#[derive(Serialize, Debug)]
+pub struct MentionsJson {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mentions: Vec<UserId>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub mentions_room: bool,
+}
+
+impl From<Mentions> for MentionsJson {
+    fn from(mentions: Mentions) -> Self {
+        Self {
+            mentions: mentions.users,
+            mentions_room: mentions.room,
+        }
+    }
 }
 
 impl From<Room> for RoomJson {
@@ -130,6 +167,7 @@ impl From<Room> for RoomJson {
             description: room.description,
             created_by: room.created_by,
             created_at: room.created_at.into(),
+            rules: room.rules.into(),
         }
     }
 }
@@ -170,6 +208,7 @@ pub struct RoomSummaryJson {
     pub last_message: Option<MessageJson>,
     pub read_sequence: Sequence,
     pub unread_count: u64,
+    pub mention_count: u64,
 }
 
 impl From<RoomSummary> for RoomSummaryJson {
@@ -181,6 +220,7 @@ impl From<RoomSummary> for RoomSummaryJson {
             last_message: summary.last_message.map(Into::into),
             read_sequence: summary.read.sequence,
             unread_count: summary.unread,
+            mention_count: summary.mentions,
         }
     }
 }
@@ -220,6 +260,8 @@ pub struct MessageJson {
     pub edited_at: Option<Time>,
     pub deleted_at: Option<Time>,
     pub revision: Sequence,
+    #[serde(flatten)]
+    pub mentions: MentionsJson,
 }
 
 impl From<Message> for MessageJson {
@@ -238,6 +280,7 @@ impl From<Message> for MessageJson {
             edited_at: message.edited_at.map(Into::into),
             deleted_at: message.deleted_at.map(Into::into),
             revision: message.revision,
+            mentions: message.mentions.into(),
         }
     }
 }
@@ -281,6 +324,108 @@ impl ReadJson {
             time: mark.time.into(),
         }
     }
+}
+
+/// How far a room's messages got to the caller's devices.
+#[derive(Serialize, Debug)]
+pub struct DeliveredJson {
+    pub room_id: RoomId,
+    pub sequence: Sequence,
+    pub time: Time,
+}
+
+impl DeliveredJson {
+    pub fn new(room: RoomId, reached: Reached) -> Self {
+        Self {
+            room_id: room,
+            sequence: reached.sequence,
+            time: reached.time.into(),
+        }
+    }
+}
+
+/// How far a room's messages got to a member.
+#[derive(Serialize, Debug)]
+pub struct ReceiptJson {
+    pub user_id: UserId,
+    pub delivered_sequence: Option<Sequence>,
+    pub delivered_at: Option<Time>,
+    pub read_sequence: Option<Sequence>,
+    pub read_at: Option<Time>,
+}
+
+impl From<Receipt> for ReceiptJson {
+    fn from(receipt: Receipt) -> Self {
+        Self {
+            user_id: receipt.user,
+            delivered_sequence: receipt.delivered.map(|reached| reached.sequence),
+            delivered_at: receipt.delivered.map(|reached| reached.time.into()),
+            read_sequence: receipt.read.map(|reached| reached.sequence),
+            read_at: receipt.read.map(|reached| reached.time.into()),
+        }
+    }
+}
+
+/// What became of one message with one recipient (MSG-05).
+#[derive(Serialize, Debug)]
+pub struct DeliveryJson {
+    pub user_id: UserId,
+    pub state: &'static str,
+    pub delivered_at: Option<Time>,
+    pub read_at: Option<Time>,
+}
+
+impl DeliveryJson {
+    /// Of the message at a place.
+    pub fn new(receipt: Receipt, place: Sequence) -> Self {
+        let at = |reached: Option<Reached>| {
+            reached
+                .filter(|reached| reached.sequence >= place)
+                .map(|reached| reached.time.into())
+        };
+        let (delivered_at, read_at) = (at(receipt.delivered), at(receipt.read));
+        let state = match (&delivered_at, &read_at) {
+            (_, Some(_)) => "read",
+            (Some(_), None) => "delivered",
+            (None, None) => "sent",
+        };
+        Self {
+            user_id: receipt.user,
+            state,
+            delivered_at,
+            read_at,
+        }
+    }
+}
+
+/// A person who is banned or muted.
+#[derive(Serialize, Debug)]
+pub struct RestrictedJson {
+    pub user_id: UserId,
+    pub banned: bool,
+    pub muted: bool,
+    pub muted_until: Option<Time>,
+}
+
+impl From<Restricted> for RestrictedJson {
+    fn from(restricted: Restricted) -> Self {
+        let until = restricted.restrictions.muted_until;
+        Self {
+            user_id: restricted.user,
+            banned: restricted.restrictions.banned,
+            muted: until.is_some(),
+            muted_until: until
+                .filter(|until| *until < Restrictions::FOR_GOOD)
+                .map(Into::into),
+        }
+    }
+}
+
+/// A person in a room.
+#[derive(Serialize, Debug)]
+pub struct InRoomJson {
+    pub room_id: RoomId,
+    pub user_id: UserId,
 }
 
 /// What a send, edit or delete came to.

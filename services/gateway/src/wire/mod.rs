@@ -9,7 +9,7 @@ mod time;
 
 pub use frames::{
     Ack, ClientFrame, RequestId, connection_ack, direct_created, error_frame, event_frame, pong,
-    reply, resync, signal,
+    reply, resync, room_invited, signal,
 };
 pub use messages::*;
 pub use requests::*;

@@ -7,10 +7,12 @@ use carillon_domain::{
     event::{Draft, MessageType},
     presence::PresenceState,
     push::PushProvider,
-    room::{Role, RoomKind},
+    room::{Role, RoomKind, RoomRules},
     signal::Activity,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+
+use super::Time;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -59,6 +61,58 @@ pub struct NewRoomRequest {
     pub description: String,
     #[serde(rename = "type")]
     pub kind: RoomKind,
+    #[serde(default)]
+    pub rules: RulesRequest,
+}
+
+/// Rules of a room; what is absent stays, `null` is the platform's default.
+#[derive(Deserialize, Default, Clone, Copy)]
+#[serde(deny_unknown_fields)]
+pub struct RulesRequest {
+    #[serde(default, deserialize_with = "present")]
+    pub edit_window_seconds: Option<Option<u32>>,
+    pub edit_unread_only: Option<bool>,
+    #[serde(default, deserialize_with = "present")]
+    pub retention_seconds: Option<Option<u32>>,
+}
+
+impl RulesRequest {
+    /// The rules that this makes of others.
+    pub fn applied_to(self, rules: RoomRules) -> RoomRules {
+        RoomRules {
+            edit_window_seconds: self
+                .edit_window_seconds
+                .unwrap_or(rules.edit_window_seconds),
+            edit_unread_only: self.edit_unread_only.unwrap_or(rules.edit_unread_only),
+            retention_seconds: self.retention_seconds.unwrap_or(rules.retention_seconds),
+        }
+    }
+}
+
+/// Tells `null` from absent.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<u32>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+/// What to change about a room (a JSON merge patch, RFC 7396).
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoomPatch {
+    pub name: Option<String>,
+    pub description: Option<String>,
+    pub rules: Option<RulesRequest>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InviteRequest {
+    pub user_id: UserId,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct MuteRequest {
+    pub until: Option<Time>,
 }
 
 #[derive(Deserialize, Default)]

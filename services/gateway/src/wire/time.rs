@@ -1,6 +1,10 @@
 use carillon_domain::Timestamp;
-use serde::{Serialize, Serializer};
-use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use time::{
+    OffsetDateTime,
+    format_description::{BorrowedFormatItem, well_known::Rfc3339},
+    macros::format_description,
+};
 
 const RFC3339_MILLIS: &[BorrowedFormatItem<'static>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
@@ -25,6 +29,17 @@ impl Serialize for Time {
     }
 }
 
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let time = OffsetDateTime::parse(&text, &Rfc3339)
+            .map_err(|_| de::Error::custom("expected a time as in RFC 3339"))?;
+        i64::try_from(time.unix_timestamp_nanos() / 1_000_000)
+            .map(|millis| Self(Timestamp(millis)))
+            .map_err(de::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -32,6 +47,9 @@ mod tests {
     #[test]
     fn milliseconds_are_always_written() {
         let shown = |millis| serde_json::to_string(&Time(Timestamp(millis))).unwrap();
+        let read: Time = serde_json::from_str("\"2026-09-21T16:13:20.007+02:00\"").unwrap();
+        assert_eq!(read.0, Timestamp(1_790_000_000_007));
+        assert!(serde_json::from_str::<Time>("\"soon\"").is_err());
         assert_eq!(shown(0), "\"1970-01-01T00:00:00.000Z\"");
         assert_eq!(shown(1_790_000_000_007), "\"2026-09-21T14:13:20.007Z\"");
     }

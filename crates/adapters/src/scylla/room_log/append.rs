@@ -6,11 +6,11 @@ use carillon_domain::{
     Error, Result, RoomId, Sequence,
     event::{EventBody, RoomEvent},
     partition::Partition,
-    ports::Epoch,
+    ports::{Epoch, ReadMark},
 };
 use futures::future::BoxFuture;
 
-use super::{Inner, MAX_BATCH, bucket, cql_time, signed, some_at_a_time};
+use super::{Inner, MAX_BATCH, bucket, cql_time, heads::Wrote, signed, some_at_a_time};
 
 impl Inner {
     pub(super) async fn append(
@@ -31,8 +31,16 @@ impl Inner {
         // is projected is acknowledged, since readers of members don't ask owners.
         let events: Vec<&RoomEvent> = events.iter().collect();
         self.project(&events).await?;
+        let mut notes: HashMap<RoomId, (Sequence, Wrote)> = HashMap::new();
         for event in events {
-            self.heads.note(event.room, event.sequence);
+            let (head, wrote) = notes.entry(event.room).or_default();
+            *head = event.sequence;
+            note_sender(wrote, event);
+        }
+        for (room, (head, wrote)) in notes {
+            if let Some(wrote) = self.heads.note(room, head, wrote) {
+                self.marks.write_all(room, &wrote).await?;
+            }
         }
         Ok(())
     }
@@ -84,7 +92,7 @@ impl Inner {
         epoch: Epoch,
         writes: &mut Vec<BoxFuture<'a, Result<()>>>,
     ) {
-        let EventBody::Message { id, draft } = &event.body else {
+        let EventBody::Message { id, draft, .. } = &event.body else {
             return;
         };
         let (sequence, epoch) = (signed(event.sequence.0), signed(epoch.0));
@@ -106,6 +114,18 @@ impl Inner {
                 .write("write_message_index", &self.statements.put_message, values)
                 .await
         }));
+    }
+}
+
+/// Who writes has read.
+pub(super) fn note_sender(wrote: &mut Wrote, event: &RoomEvent) {
+    if let EventBody::Message { .. } = event.body {
+        let mark = ReadMark {
+            sequence: event.sequence,
+            messages: event.messages_after(),
+            time: event.time,
+        };
+        wrote.insert(event.actor, mark);
     }
 }
 

@@ -1,66 +1,129 @@
-//! Lower bounds of the rooms' heads, written behind: they save the next owner from reading whole rooms.
+//! What is written some time after an append was acknowledged: that senders have read their rooms, and lower bounds of the rooms'
+//! heads, which save the next owner from reading whole rooms.
+//!
+//! A head is written only after the marks of all events up to it. So nothing is lost with a process: who opens the room next finds
+//! the older head, and writes the marks of what follows it.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
-use carillon_domain::{RoomId, Sequence};
+use carillon_domain::{Result, RoomId, Sequence, UserId, ports::ReadMark};
 use futures::{StreamExt, stream};
+use parking_lot::Mutex;
 use scylla::statement::prepared::PreparedStatement;
 use tokio::sync::mpsc;
 
 use super::{Database, signed};
+use crate::scylla::rooms::Marks;
 
-/// Notes that may wait. When it is full, notes are dropped: the next event of the room brings another one.
-const QUEUE: usize = 8192;
-/// How long notes are gathered, so that a busy room costs one write.
+/// Rooms whose notes may wait.
+const ROOMS: usize = 8192;
+/// How long notes are gathered, so that a busy room costs few writes.
 const GATHER: Duration = Duration::from_millis(500);
-/// Writes under way at once: they are to delay nothing.
+/// Rooms that are written at once: they are to delay nothing.
 const WRITERS: usize = 8;
 
-pub(super) struct Heads(mpsc::Sender<(RoomId, Sequence)>);
+/// What is to be written of a room.
+#[derive(Default)]
+struct Note {
+    head: Sequence,
+    wrote: HashMap<UserId, ReadMark>,
+}
+
+/// The last own messages of people, by person.
+pub(super) type Wrote = HashMap<UserId, ReadMark>;
+
+pub(super) struct Heads {
+    notes: Arc<Mutex<HashMap<RoomId, Note>>>,
+    /// Holds one word: that there are notes.
+    wake: mpsc::Sender<()>,
+}
 
 impl Heads {
-    /// Starts the writer; it ends with the last sender.
-    pub(super) fn start(database: Database, put_head: PreparedStatement) -> Self {
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        tokio::spawn(write_behind(database, put_head, receiver));
-        Self(sender)
+    /// Starts the writer; it ends with this.
+    pub(super) fn start(database: Database, put_head: PreparedStatement, marks: Marks) -> Self {
+        let notes = Arc::default();
+        let (wake, woken) = mpsc::channel(1);
+        let writer = Writer {
+            database,
+            put_head,
+            marks,
+            notes: Arc::clone(&notes),
+        };
+        tokio::spawn(writer.run(woken));
+        Self { notes, wake }
     }
 
-    /// Everything of the room up to here is acknowledged, indexed and projected.
-    pub(super) fn note(&self, room: RoomId, sequence: Sequence) {
-        // A full queue or a stopped runtime only makes the next opening slower.
-        let _ = self.0.try_send((room, sequence));
+    /// Everything of the room up to here is acknowledged, indexed and projected; these people wrote in it. Answers `wrote` again
+    /// when too much waits already: then the caller has to write it.
+    pub(super) fn note(&self, room: RoomId, head: Sequence, wrote: Wrote) -> Option<Wrote> {
+        {
+            let mut notes = self.notes.lock();
+            let full = notes.len() >= ROOMS;
+            let note = match notes.entry(room) {
+                Entry::Vacant(_) if full => return Some(wrote),
+                entry => entry.or_default(),
+            };
+            note.merge(head, wrote);
+        }
+        // There is a word waiting already, or the runtime stops.
+        let _ = self.wake.try_send(());
+        None
     }
 }
 
-async fn write_behind(
+impl Note {
+    fn merge(&mut self, head: Sequence, wrote: Wrote) {
+        self.head = self.head.max(head);
+        for (user, mark) in wrote {
+            let known = self.wrote.entry(user).or_default();
+            if mark.sequence > known.sequence {
+                *known = mark;
+            }
+        }
+    }
+}
+
+struct Writer {
     database: Database,
     put_head: PreparedStatement,
-    mut notes: mpsc::Receiver<(RoomId, Sequence)>,
-) {
-    let mut batch = Vec::new();
-    while notes.recv_many(&mut batch, QUEUE).await > 0 {
-        // Gathers what comes in the meantime; when the queue is full, later notes are dropped.
-        tokio::time::sleep(GATHER).await;
-        while let Ok(note) = notes.try_recv() {
-            batch.push(note);
-        }
-        let mut newest: HashMap<RoomId, Sequence> = HashMap::new();
-        for (room, sequence) in batch.drain(..) {
-            let known = newest.entry(room).or_default();
-            *known = sequence.max(*known);
-        }
-        stream::iter(newest)
-            .for_each_concurrent(WRITERS, |(room, sequence)| {
-                let sequence = signed(sequence.0);
-                let values = (room.0, sequence, sequence);
-                let write = database.write("write_head", &put_head, values);
-                async move {
-                    if let Err(error) = write.await {
-                        tracing::debug!(%error, "a head was not noted");
+    marks: Marks,
+    notes: Arc<Mutex<HashMap<RoomId, Note>>>,
+}
+
+impl Writer {
+    async fn run(self, mut woken: mpsc::Receiver<()>) {
+        loop {
+            let waits = !self.notes.lock().is_empty();
+            if !waits && woken.recv().await.is_none() {
+                return;
+            }
+            tokio::time::sleep(GATHER).await;
+            let notes = std::mem::take(&mut *self.notes.lock());
+            let writer = &self;
+            stream::iter(notes)
+                .for_each_concurrent(WRITERS, |(room, note)| async move {
+                    if let Err(error) = writer.write(room, &note).await {
+                        tracing::debug!(%error, "a head was not noted; it is tried again");
+                        let mut notes = writer.notes.lock();
+                        notes.entry(room).or_default().merge(note.head, note.wrote);
                     }
-                }
-            })
-            .await;
+                })
+                .await;
+            if woken.is_closed() {
+                return;
+            }
+        }
+    }
+
+    async fn write(&self, room: RoomId, note: &Note) -> Result<()> {
+        self.marks.write_all(room, &note.wrote).await?;
+        let head = signed(note.head.0);
+        self.database
+            .write("write_head", &self.put_head, (room.0, head, head))
+            .await
     }
 }

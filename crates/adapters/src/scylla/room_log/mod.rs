@@ -25,6 +25,7 @@ mod fences;
 mod heads;
 mod open;
 mod projections;
+mod purge;
 mod read;
 
 use std::sync::Arc;
@@ -35,7 +36,7 @@ use carillon_domain::{
     UserId,
     event::{EventBody, RoomEvent, StoredMessage},
     partition::Partition,
-    ports::{Epoch, Fence, OpenRoom, RoomLog},
+    ports::{Epoch, Fence, Floor, OpenRoom, RoomLog},
 };
 use scylla::{
     statement::{Consistency, SerialConsistency, prepared::PreparedStatement},
@@ -47,7 +48,7 @@ use uuid::Uuid;
 use self::heads::Heads;
 use super::{
     database::{Conditional, Database, column, cql_time, signed, some_at_a_time, unsigned},
-    rooms::{MARK_READ, UNLIST},
+    rooms::{MARK_READ, Marks, UNLIST},
 };
 
 /// Places per partition of `messages`. Part of the stored format.
@@ -62,6 +63,7 @@ pub(super) struct Log(Arc<Inner>);
 struct Inner {
     database: Database,
     statements: Statements,
+    marks: Marks,
     heads: Heads,
 }
 
@@ -88,6 +90,24 @@ struct Statements {
     mark_read: PreparedStatement,
     mark_deleted: PreparedStatement,
     unlist: PreparedStatement,
+    drop_receipt: PreparedStatement,
+    set_banned: PreparedStatement,
+    set_invited: PreparedStatement,
+    set_muted: PreparedStatement,
+    put_invite: PreparedStatement,
+    drop_invite: PreparedStatement,
+    put_profile: PreparedStatement,
+    put_retained: PreparedStatement,
+    put_deleted: PreparedStatement,
+    put_mention: PreparedStatement,
+    floor: PreparedStatement,
+    raise_floor: PreparedStatement,
+    put_purged: PreparedStatement,
+    drop_slots: PreparedStatement,
+    drop_sent: PreparedStatement,
+    drop_message: PreparedStatement,
+    drop_deleted: PreparedStatement,
+    drop_mention: PreparedStatement,
 }
 
 /// An event with the epoch that wrote it.
@@ -107,8 +127,10 @@ impl Log {
             // The sequence is the write's timestamp: a late write of an old head changes nothing.
             .prepare("INSERT INTO room_heads (room, seq) VALUES (?, ?) USING TIMESTAMP ?")
             .await?;
+        let marks = Marks::new(database).await?;
         Ok(Self(Arc::new(Inner {
-            heads: Heads::start(database.clone(), put_head),
+            heads: Heads::start(database.clone(), put_head, marks.clone()),
+            marks,
             statements: Statements::new(database).await?,
             database: database.clone(),
         })))
@@ -194,6 +216,62 @@ impl Statements {
                 .prepare("UPDATE rooms SET deleted_at = ? WHERE id = ?")
                 .await?,
             unlist: database.prepare(UNLIST).await?,
+            // Marks of the membership that ends are of places before its last event.
+            drop_receipt: database
+                .prepare("DELETE FROM receipts USING TIMESTAMP ? WHERE room = ? AND user = ?")
+                .await?,
+            set_banned: database
+                .prepare("UPDATE restrictions USING TIMESTAMP ? SET banned = ? WHERE room = ? AND user = ?")
+                .await?,
+            set_invited: database
+                .prepare("UPDATE restrictions USING TIMESTAMP ? SET invited = ? WHERE room = ? AND user = ?")
+                .await?,
+            set_muted: database
+                .prepare("UPDATE restrictions USING TIMESTAMP ? SET muted_until = ? WHERE room = ? AND user = ?")
+                .await?,
+            put_invite: database
+                .prepare("INSERT INTO invites (user, room) VALUES (?, ?) USING TIMESTAMP ?")
+                .await?,
+            drop_invite: database
+                .prepare("DELETE FROM invites USING TIMESTAMP ? WHERE user = ? AND room = ?")
+                .await?,
+            put_profile: database
+                .prepare("INSERT INTO room_profiles (room, name, description, rules) VALUES (?, ?, ?, ?) USING TIMESTAMP ?")
+                .await?,
+            put_retained: database
+                .prepare("INSERT INTO retained_rooms (shard, room) VALUES (?, ?)")
+                .await?,
+            put_deleted: database
+                .prepare("INSERT INTO deleted_messages (room, seq) VALUES (?, ?)")
+                .await?,
+            put_mention: database
+                .prepare("INSERT INTO mentions (room, user, seq) VALUES (?, ?, ?)")
+                .await?,
+            floor: database
+                .prepare("SELECT first, messages, purged FROM room_floors WHERE room = ?")
+                .await?,
+            // The first place is the timestamp, so that a floor never goes down.
+            raise_floor: database
+                .prepare("UPDATE room_floors USING TIMESTAMP ? SET first = ?, messages = ? WHERE room = ?")
+                .await?,
+            put_purged: database
+                .prepare("UPDATE room_floors USING TIMESTAMP ? SET purged = ? WHERE room = ?")
+                .await?,
+            drop_slots: database
+                .prepare("DELETE FROM messages WHERE room = ? AND bucket = ? AND slot >= ? AND slot < ?")
+                .await?,
+            drop_sent: database
+                .prepare("DELETE FROM sent WHERE sender = ? AND client_message_id = ? AND room = ? AND seq = ?")
+                .await?,
+            drop_message: database
+                .prepare("DELETE FROM message_index WHERE id = ?")
+                .await?,
+            drop_deleted: database
+                .prepare("DELETE FROM deleted_messages WHERE room = ? AND seq = ?")
+                .await?,
+            drop_mention: database
+                .prepare("DELETE FROM mentions WHERE room = ? AND user = ? AND seq = ?")
+                .await?,
         })
     }
 }
@@ -221,6 +299,20 @@ impl RoomLog for Log {
     async fn append(&self, partition: Partition, epoch: Epoch, events: &[RoomEvent]) -> Result<()> {
         crate::observe::timed("scylla", "append", self.0.append(partition, epoch, events))
             .instrument(span("scylla.append", "append"))
+            .await
+    }
+
+    async fn raise_floor(&self, room: RoomId, floor: Floor) -> Result<()> {
+        self.0
+            .raise_floor(room, floor)
+            .instrument(span("scylla.raise_floor", "raise_floor"))
+            .await
+    }
+
+    async fn purge(&self, room: RoomId, fences: &[Fence]) -> Result<bool> {
+        self.0
+            .purge(room, fences)
+            .instrument(span("scylla.purge", "purge"))
             .await
     }
 

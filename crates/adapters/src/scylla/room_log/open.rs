@@ -12,8 +12,11 @@ use carillon_domain::{
 use scylla::value::CqlValue;
 
 use super::{
-    BUCKET, Inner, MAX_BATCH, Row, bucket,
+    BUCKET, Inner, MAX_BATCH, Row,
+    append::note_sender,
+    bucket,
     fences::{is_void, living, timestamps},
+    heads::Wrote,
     signed, some_at_a_time, superseded, unsigned,
 };
 
@@ -27,12 +30,15 @@ struct Tail {
     messages: u64,
     /// Of every edit and delete among the last events, and of the events themselves: the events, ascending.
     rows: VecDeque<Row>,
+    /// The last own message of everybody who wrote after the noted head: that they have read it may not be written yet.
+    wrote: Wrote,
 }
 
 impl Inner {
     pub(super) async fn open(&self, room: RoomId, epoch: Epoch) -> Result<OpenRoom> {
         let partition = Partition::of_room(room);
-        let (noted, fences) = tokio::try_join!(self.noted_head(room), self.fences(room))?;
+        let (noted, fences, (floor, _)) =
+            tokio::try_join!(self.noted_head(room), self.fences(room), self.floor(room))?;
         if fences.iter().any(|fence| fence.epoch > epoch) {
             return Err(superseded());
         }
@@ -60,8 +66,9 @@ impl Inner {
         some_at_a_time(writes).await?;
         let events: Vec<_> = undone.iter().map(|row| &row.event).collect();
         self.project(&events).await?;
+        self.marks.write_all(room, &tail.wrote).await?;
         if tail.head > noted {
-            self.heads.note(room, tail.head);
+            let _ = self.heads.note(room, tail.head, Wrote::new());
         }
         Ok(OpenRoom {
             room,
@@ -72,11 +79,12 @@ impl Inner {
                 .rows
                 .back()
                 .is_some_and(|row| matches!(row.event.body, EventBody::RoomDeleted)),
+            floor,
             fences,
         })
     }
 
-    async fn noted_head(&self, room: RoomId) -> Result<Sequence> {
+    pub(super) async fn noted_head(&self, room: RoomId) -> Result<Sequence> {
         let noted = self
             .database
             .row::<(i64,)>("read_head", &self.statements.head, (room.0,))
@@ -128,6 +136,9 @@ impl Inner {
                 }
                 tail.head = row.slot;
                 tail.messages = row.event.messages_after();
+                if tail.head > noted {
+                    note_sender(&mut tail.wrote, &row.event);
+                }
                 if tail.rows.len() == MAX_BATCH {
                     tail.rows.pop_front();
                 }

@@ -1,21 +1,22 @@
-//! Members by room and rooms by user, as the log's joins and leaves say; that a room was deleted; and for who joined, a read mark
-//! at that place, since what was said before they came isn't unread.
+//! Members by room and rooms by user, as the log's joins and leaves say; restrictions and invitations; a room's name and rules, and
+//! that it was deleted; deleted messages and mentions, for counts; and for who joined, a read mark at that place, since what was
+//! said before they came isn't unread.
 //!
 //! Only for events that stand: a projection of a void event could never be taken back.
 
 use std::collections::BTreeMap;
 
 use carillon_domain::{
-    Result, RoomId, Sequence, Timestamp, UserId,
-    event::{EventBody, RoomEvent},
+    Error, Result, RoomId, Sequence, Timestamp, UserId,
+    event::{EventBody, Mentions, RoomEvent},
     ports::ReadMark,
-    room::Role,
+    room::{Role, RoomRules},
 };
 use futures::future::BoxFuture;
 use scylla::value::CqlTimestamp;
 
 use super::{
-    super::rooms::{mark_values, public_shard},
+    super::rooms::{EVERYBODY, mark_values, public_shard},
     Inner, cql_time, signed, some_at_a_time, unsigned,
 };
 
@@ -36,22 +37,148 @@ impl Inner {
         let mut writes: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         let mut by_member: BTreeMap<(RoomId, UserId), Vec<&RoomEvent>> = BTreeMap::new();
         for event in events {
-            match event.body {
-                EventBody::Joined { user, .. } | EventBody::Left { user } => {
-                    by_member.entry((event.room, user)).or_default().push(event);
+            match &event.body {
+                EventBody::Joined { user, .. }
+                | EventBody::Left { user }
+                | EventBody::Banned { user } => {
+                    by_member
+                        .entry((event.room, *user))
+                        .or_default()
+                        .push(event);
                 }
                 EventBody::RoomDeleted => {
                     writes.push(Box::pin(self.project_deletion(event.room, event.time)));
                 }
-                EventBody::Message { .. }
-                | EventBody::Edited { .. }
-                | EventBody::Deleted { .. } => {}
+                EventBody::Changed {
+                    name,
+                    description,
+                    rules,
+                } => {
+                    writes.push(Box::pin(self.project_profile(
+                        event,
+                        name,
+                        description,
+                        *rules,
+                    )));
+                }
+                EventBody::Message { mentions, .. } => {
+                    self.project_mentions(event, mentions, &mut writes);
+                }
+                EventBody::Deleted { target, .. } => {
+                    writes.push(Box::pin(self.database.write(
+                        "put_deleted",
+                        &self.statements.put_deleted,
+                        (event.room.0, signed(target.0)),
+                    )));
+                }
+                EventBody::Edited { .. }
+                | EventBody::Invited { .. }
+                | EventBody::Unbanned { .. }
+                | EventBody::Muted { .. }
+                | EventBody::Unmuted { .. } => {}
+            }
+            if let Some(user) = event.body.concerns() {
+                self.project_restrictions(event, user, &mut writes);
             }
         }
         for ((room, user), events) in by_member {
             writes.push(Box::pin(self.project_member(room, user, events)));
         }
         some_at_a_time(writes).await.map(drop)
+    }
+
+    /// Each in whatever order and again: every column has the timestamp of the event that set it.
+    fn project_restrictions<'a>(
+        &'a self,
+        event: &RoomEvent,
+        user: UserId,
+        writes: &mut Vec<BoxFuture<'a, Result<()>>>,
+    ) {
+        let (room, at) = (event.room.0, signed(event.sequence.0));
+        let (database, statements) = (&self.database, &self.statements);
+        let banned = match event.body {
+            EventBody::Banned { .. } => Some(true),
+            EventBody::Unbanned { .. } => Some(false),
+            _ => None,
+        };
+        if let Some(banned) = banned {
+            let values = (at, banned, room, user.0);
+            writes.push(Box::pin(database.write(
+                "set_banned",
+                &statements.set_banned,
+                values,
+            )));
+        }
+        let muted = match event.body {
+            EventBody::Muted { until, .. } => Some(Some(cql_time(until))),
+            EventBody::Unmuted { .. } => Some(None),
+            _ => None,
+        };
+        if let Some(until) = muted {
+            let values = (at, until, room, user.0);
+            writes.push(Box::pin(database.write(
+                "set_muted",
+                &statements.set_muted,
+                values,
+            )));
+        }
+        let invited = match event.body {
+            EventBody::Invited { .. } => true,
+            EventBody::Joined { .. } | EventBody::Left { .. } | EventBody::Banned { .. } => false,
+            _ => return,
+        };
+        let values = (at, invited, room, user.0);
+        writes.push(Box::pin(database.write(
+            "set_invited",
+            &statements.set_invited,
+            values,
+        )));
+        writes.push(if invited {
+            let values = (user.0, room, at);
+            Box::pin(database.write("put_invite", &statements.put_invite, values))
+        } else {
+            let values = (at, user.0, room);
+            Box::pin(database.write("drop_invite", &statements.drop_invite, values))
+        });
+    }
+
+    fn project_mentions<'a>(
+        &'a self,
+        event: &RoomEvent,
+        mentions: &Mentions,
+        writes: &mut Vec<BoxFuture<'a, Result<()>>>,
+    ) {
+        let users = mentions.users.iter().map(|user| user.0);
+        for user in users.chain(mentions.room.then_some(EVERYBODY)) {
+            let values = (event.room.0, user, signed(event.sequence.0));
+            writes.push(Box::pin(self.database.write(
+                "put_mention",
+                &self.statements.put_mention,
+                values,
+            )));
+        }
+    }
+
+    async fn project_profile(
+        &self,
+        event: &RoomEvent,
+        name: &str,
+        description: &str,
+        rules: RoomRules,
+    ) -> Result<()> {
+        // First, so that a room with a retention is always found by who removes what is over.
+        if rules.retention_seconds.is_some() {
+            let values = (public_shard(event.room), event.room.0);
+            self.database
+                .write("put_retained", &self.statements.put_retained, values)
+                .await?;
+        }
+        let rules = serde_json::to_string(&rules).map_err(Error::internal)?;
+        let at = signed(event.sequence.0);
+        let values = (event.room.0, name, description, rules, at);
+        self.database
+            .write("put_profile", &self.statements.put_profile, values)
+            .await
     }
 
     /// A room is deleted once, by its last event, so that these may run in any order and again.
@@ -124,6 +251,8 @@ impl Inner {
                 let member = (timestamp, room.0, user.0);
                 let room_of_user = (timestamp, user.0, room.0);
                 tokio::try_join!(
+                    self.database
+                        .write("drop_receipt", &self.statements.drop_receipt, member),
                     self.database
                         .write("drop_member", &self.statements.drop_member, member),
                     self.database.write(
