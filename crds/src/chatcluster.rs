@@ -274,7 +274,7 @@ pub struct GatewayLimits {
     pub without_redis: Option<WithoutRedis>,
 }
 
-/// How limits count.
+/// How limits count. Default: tokenBucket.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub enum LimitAlgorithm {
@@ -287,7 +287,7 @@ pub enum LimitAlgorithm {
     TokenBucket,
 }
 
-/// What becomes of requests that can't be counted for all gateways.
+/// What becomes of requests while Redis, which counts for all gateways, is away. Default: open.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub enum WithoutRedis {
