@@ -254,14 +254,48 @@ pub struct GatewayLimits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub auth_per_minute: Option<u32>,
-    /// REST requests per minute and person (address, before login). Default: 120.
+    /// Other REST requests per minute and address. Default: 120.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub requests_per_minute: Option<u32>,
-    /// Messages per second and person. Default: 10.
+    /// REST requests with a token per minute and person, over all devices. Default: half of requestsPerMinute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub user_requests_per_minute: Option<u32>,
+    /// Messages on sockets per second and person, over all devices. Default: 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub messages_per_second: Option<u32>,
+    /// How the limits count. Default: tokenBucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<LimitAlgorithm>,
+    /// What becomes of requests while Redis, which counts for all gateways, is away. Default: open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub without_redis: Option<WithoutRedis>,
+}
+
+/// How limits count. Default: tokenBucket.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub enum LimitAlgorithm {
+    /// A window begins with the first request and ends as a whole; around its end twice the limit can pass.
+    FixedWindow,
+    /// A window that moves with the clock: the one before counts less and less. It supposes that its requests came evenly.
+    SlidingWindow,
+    /// The whole limit at once, then one by one as they come back.
+    #[default]
+    TokenBucket,
+}
+
+/// What becomes of requests while Redis, which counts for all gateways, is away. Default: open.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub enum WithoutRedis {
+    /// Each gateway counts by itself, with the same limits.
+    #[default]
+    Open,
+    /// They are refused with `unavailable`.
+    Closed,
 }
 
 /// Accounts, sessions and tokens.

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::chatcluster::{LimitAlgorithm, WithoutRedis};
+
 /// Where a pod finds its configuration.
 pub const CONFIG_FILE: &str = "/etc/carillon/config.yaml";
 /// Where a pod finds its Secrets: one directory per purpose (`scylla`, `redis`, `s3`, …) with one file per key.
@@ -85,10 +87,16 @@ pub struct GatewayConfig {
     pub drain_seconds: u64,
     /// Registrations, logins and codes per minute and address.
     pub auth_per_minute: u32,
-    /// REST requests per minute and person.
+    /// Other REST requests per minute and address.
     pub requests_per_minute: u32,
-    /// Messages per second and person.
+    /// REST requests with a token per minute and person.
+    pub user_requests_per_minute: u32,
+    /// Messages on sockets per second and person.
     pub messages_per_second: u32,
+    /// How the limits count.
+    pub limit_algorithm: LimitAlgorithm,
+    /// What becomes of requests that can't be counted for all gateways.
+    pub limits_without_redis: WithoutRedis,
 }
 
 /// Accounts and tokens.

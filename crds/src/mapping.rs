@@ -188,6 +188,11 @@ fn gateway(spec: &ChatClusterSpec, places: &Places<'_>, check: &mut Check) -> Ga
         (0, 600, "0s to 10m"),
     );
     let limits = gateway.limits.unwrap_or_default();
+    let requests_per_minute = check.at_least_one(
+        "spec.gateway.limits.requestsPerMinute",
+        limits.requests_per_minute,
+        120,
+    );
     let service_port = gateway.port.unwrap_or(Role::Gateway.port());
     if service_port == 0 {
         check.problem("spec.gateway.port", "0 is not a port", "1 to 65535");
@@ -211,16 +216,19 @@ fn gateway(spec: &ChatClusterSpec, places: &Places<'_>, check: &mut Check) -> Ga
             limits.auth_per_minute,
             10,
         ),
-        requests_per_minute: check.at_least_one(
-            "spec.gateway.limits.requestsPerMinute",
-            limits.requests_per_minute,
-            120,
+        requests_per_minute,
+        user_requests_per_minute: check.at_least_one(
+            "spec.gateway.limits.userRequestsPerMinute",
+            limits.user_requests_per_minute,
+            requests_per_minute.div_ceil(2),
         ),
         messages_per_second: check.at_least_one(
             "spec.gateway.limits.messagesPerSecond",
             limits.messages_per_second,
             10,
         ),
+        limit_algorithm: limits.algorithm.unwrap_or_default(),
+        limits_without_redis: limits.without_redis.unwrap_or_default(),
     }
 }
 
@@ -1016,6 +1024,7 @@ fn is_host_port(address: &str) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::{LimitAlgorithm, WithoutRedis};
 
     pub(crate) const DESIGN_SPEC: &str = "spec:
   version: 0.1.0
@@ -1106,6 +1115,26 @@ pub(crate) mod tests {
         let proxies = read.gateway.trusted_proxies.iter();
         let proxies: Vec<String> = proxies.map(ToString::to_string).collect();
         assert_eq!(proxies, ["10.42.0.0/16", "fd00::/8"]);
+    }
+
+    /// EDGE-03: how limits count, and what without Redis; a person has half of what an address has.
+    #[test]
+    fn limits_reach_the_gateway() {
+        let limits = |yaml: &str| {
+            let spec = spec(&format!("{{gateway: {{limits: {yaml}}}}}"));
+            let config = platform_config("town", &spec, embedded()).unwrap();
+            PlatformConfig::from_yaml(&config.to_yaml())
+                .unwrap()
+                .gateway
+        };
+        let given =
+            limits("{userRequestsPerMinute: 7, algorithm: slidingWindow, withoutRedis: closed}");
+        assert_eq!(given.user_requests_per_minute, 7);
+        assert_eq!(given.limit_algorithm, LimitAlgorithm::SlidingWindow);
+        assert_eq!(given.limits_without_redis, WithoutRedis::Closed);
+        assert_eq!(limits("{}").user_requests_per_minute, 60);
+        assert_eq!(limits("{}").limits_without_redis, WithoutRedis::Open);
+        assert_eq!(limits("{requestsPerMinute: 1}").user_requests_per_minute, 1);
     }
 
     #[test]
@@ -1202,6 +1231,10 @@ pub(crate) mod tests {
             (
                 "{gateway: {limits: {authPerMinute: 0}}}",
                 vec!["spec.gateway.limits.authPerMinute"],
+            ),
+            (
+                "{gateway: {limits: {userRequestsPerMinute: 0}}}",
+                vec!["spec.gateway.limits.userRequestsPerMinute"],
             ),
             (
                 "{auth: {accessTokenTtl: 15 minutes}}",

@@ -5,6 +5,7 @@
 
 pub mod conformance;
 pub mod embedded;
+pub mod limits;
 pub mod object;
 mod observe;
 pub mod rabbitmq;

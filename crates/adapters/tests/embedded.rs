@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use carillon_adapters::{
     conformance::{self, room_log::Writer},
     embedded::{self, Options, Stores},
+    limits::MemoryLimiter,
     object,
 };
 use carillon_domain::{
@@ -80,6 +81,11 @@ async fn blobs_in_a_directory() {
 async fn sessions() {
     let (stores, _folder) = fresh();
     conformance::sessions::all(stores.sessions).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limiter() {
+    conformance::limiter::all(Arc::new(MemoryLimiter::new())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

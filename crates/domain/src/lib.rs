@@ -7,6 +7,7 @@ pub mod account;
 pub mod error;
 pub mod event;
 pub mod ids;
+pub mod limit;
 pub mod media;
 mod network;
 pub mod partition;

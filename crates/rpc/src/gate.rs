@@ -13,8 +13,8 @@ use std::{
 };
 
 use carillon_domain::{
-    DeviceId, Error, ErrorCode, Result, Timestamp, UserId, account::Identity,
-    services::TokenVerifier,
+    DeviceId, Error, ErrorCode, Result, Timestamp, UserId, account::Identity, limit::Policy,
+    ports::RateLimiter, services::TokenVerifier,
 };
 use carillon_telemetry::{
     metrics::{self, HistogramVec, IntCounterVec},
@@ -71,7 +71,7 @@ static DURATION: LazyLock<HistogramVec> = LazyLock::new(|| {
 pub struct InterceptorOptions {
     internal_token: Arc<[u8]>,
     verifier: Arc<dyn TokenVerifier>,
-    strangers: Option<Arc<Strangers>>,
+    strangers: Option<Strangers>,
 }
 
 impl InterceptorOptions {
@@ -86,11 +86,15 @@ impl InterceptorOptions {
         })
     }
 
-    /// Lets one address call the methods that need no credentials (logins, codes, refreshes) so often a minute; 0 is no limit. The
+    /// Limits how often one address may call the methods that need no credentials (logins, codes, refreshes); `None` is no limit. The
     /// cluster's roles aren't counted: the gateway counts its own clients.
     #[must_use]
-    pub fn limiting_strangers(mut self, per_minute: u32) -> Self {
-        self.strangers = Strangers::per_minute(per_minute).map(Arc::new);
+    pub fn limiting_strangers(
+        mut self,
+        policy: Option<Policy>,
+        limiter: Arc<dyn RateLimiter>,
+    ) -> Self {
+        self.strangers = policy.map(|policy| Strangers { policy, limiter });
         self
     }
 }
@@ -175,7 +179,7 @@ async fn admit(
         && method.is_some_and(|method| method.guessable)
         && let Some(peer) = peer
     {
-        strangers.admit(peer.ip())?;
+        strangers.admit(peer.ip()).await?;
     }
     if access == Access::Public {
         return Ok(Caller::Nobody);

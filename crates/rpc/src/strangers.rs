@@ -1,74 +1,62 @@
 //! How often one address may call what needs no credentials: gRPC's counterpart of the gateway's limit on logins (EDGE-03).
 
-use std::{
-    net::IpAddr,
-    num::NonZeroU32,
-    sync::atomic::{AtomicU32, Ordering},
+use std::{net::IpAddr, sync::Arc};
+
+use carillon_domain::{
+    Error, ErrorCode, Result,
+    limit::{Policy, Subject},
+    ports::RateLimiter,
 };
 
-use carillon_domain::{Error, ErrorCode, Result};
-use governor::{
-    DefaultKeyedRateLimiter, Quota, RateLimiter,
-    clock::{Clock, DefaultClock},
-};
-
-/// Addresses that are remembered; beyond that all new ones share one bucket, until idle ones were forgotten.
-const MAX_KEYS: usize = 100_000;
-/// Idle addresses are forgotten after so many calls.
-const FORGET_EVERY: u32 = 4096;
-
-/// A token bucket per address.
+/// A limit by network.
+#[derive(Clone)]
 pub(crate) struct Strangers {
-    limiter: DefaultKeyedRateLimiter<IpAddr>,
-    clock: DefaultClock,
-    calls: AtomicU32,
+    pub(crate) policy: Policy,
+    pub(crate) limiter: Arc<dyn RateLimiter>,
 }
 
 impl Strangers {
-    /// `None`, which is no limit, for 0.
-    pub(crate) fn per_minute(calls: u32) -> Option<Self> {
-        let quota = Quota::per_minute(NonZeroU32::new(calls)?);
-        Some(Self {
-            limiter: RateLimiter::keyed(quota),
-            clock: DefaultClock::default(),
-            calls: AtomicU32::new(0),
-        })
-    }
-
-    /// Counts a call. `RateLimited` when the address has used up its own.
-    pub(crate) fn admit(&self, address: IpAddr) -> Result<()> {
-        if self.calls.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1 {
-            self.limiter.retain_recent();
-        }
-        let key = if self.limiter.len() >= MAX_KEYS {
-            IpAddr::from([0; 16])
-        } else {
-            carillon_domain::network_of(address)
+    /// Counts a call. `RateLimited` when the address has used up its own, `Unavailable` when the call can't be counted and may not
+    /// pass uncounted.
+    pub(crate) async fn admit(&self, address: IpAddr) -> Result<()> {
+        let subject = Subject::at(address);
+        let grant = match self.limiter.take_now(&self.policy, subject, 1) {
+            Some(grant) => grant,
+            None => self.limiter.take(&self.policy, subject, 1, 0).await?,
         };
-        self.limiter.check_key(&key).map_err(|refused| {
-            Error::new(
+        if grant.granted == 0 {
+            return Err(Error::new(
                 ErrorCode::RateLimited,
                 "too many requests from this address",
             )
-            .retry_after(refused.wait_time_from(self.clock.now()))
-        })
+            .retry_after(grant.retry_after));
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use carillon_domain::limit::Algorithm;
+
     use super::*;
+    use crate::tests::fakes::FakeLimiter;
 
     /// EDGE-03: an address has so many calls, an IPv6 customer's network counts as one, and nobody else is concerned.
-    #[test]
-    fn calls_are_counted_by_address() {
-        let strangers = Strangers::per_minute(2).unwrap();
+    #[tokio::test]
+    async fn calls_are_counted_by_address() {
+        let minute = Duration::from_secs(60);
+        let strangers = Strangers {
+            policy: Policy::new("test", Algorithm::default(), 2, minute).unwrap(),
+            limiter: Arc::new(FakeLimiter::default()),
+        };
         let admit = |address: &str| strangers.admit(address.parse().unwrap());
-        assert!(admit("2001:db8::1").is_ok() && admit("2001:db8::2").is_ok());
-        let error = admit("2001:db8::3").unwrap_err();
+        assert!(admit("2001:db8::1").await.is_ok() && admit("2001:db8::2").await.is_ok());
+        let error = admit("2001:db8::3").await.unwrap_err();
         assert_eq!(error.code, ErrorCode::RateLimited);
         assert!(error.retry_after.is_some());
-        assert!(admit("2001:db8:0:1::1").is_ok() && admit("192.0.2.1").is_ok());
-        assert!(Strangers::per_minute(0).is_none());
+        assert!(admit("2001:db8:0:1::1").await.is_ok() && admit("192.0.2.1").await.is_ok());
     }
 }

@@ -75,7 +75,7 @@ impl Gateway {
         Self {
             app: Arc::new(AppState {
                 chat: Chat::new(services.messages.clone()),
-                limits: Limits::new(&options),
+                limits: Limits::new(&options, &services),
                 uploads: Transfers::new(options.upload_bytes_at_once),
                 downloads: Transfers::new(options.download_bytes_at_once),
                 origins: AllowedOrigins::new(&options.allowed_origins),

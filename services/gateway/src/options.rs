@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use carillon_domain::{
     Clock,
-    ports::{Bus, Probe},
+    limit::Algorithm,
+    ports::{Bus, Probe, RateLimiter},
     services::{
         AuthService, MediaService, MessageService, NotificationService, PresenceService,
         TokenVerifier,
@@ -50,10 +51,14 @@ pub struct GatewayOptions {
     pub auth_per_minute: u32,
     /// Requests per minute and address to all other endpoints; 0 is no limit.
     pub requests_per_minute: u32,
+    /// Requests with a token per minute and user; 0 is no limit.
+    pub user_requests_per_minute: u32,
     /// Messages (sends, edits, deletes) per second and user on sockets; 0 is no limit.
     pub messages_per_second: u32,
     /// How many messages may come at once.
     pub message_burst: u32,
+    /// How the limits count.
+    pub limit_algorithm: Algorithm,
     /// Requests of one socket under way at once; then the socket is not read until one ends.
     pub requests_in_flight: usize,
     /// Open connections, sockets among them, at most; more are closed at once.
@@ -91,8 +96,10 @@ impl Default for GatewayOptions {
             request_timeout: Duration::from_secs(30),
             auth_per_minute: 10,
             requests_per_minute: 120,
+            user_requests_per_minute: 60,
             messages_per_second: 10,
             message_burst: 20,
+            limit_algorithm: Algorithm::default(),
             requests_in_flight: 32,
             max_connections: 200_000,
             trusted_proxies: Vec::new(),
@@ -138,6 +145,10 @@ pub struct Services {
     pub notifications: Arc<dyn NotificationService>,
     /// Signals of the services.
     pub bus: Arc<dyn Bus>,
+    /// Counts for all gateways together.
+    pub limiter: Arc<dyn RateLimiter>,
+    /// Counts for this gateway alone.
+    pub own_limiter: Arc<dyn RateLimiter>,
     /// The present.
     pub clock: Arc<dyn Clock>,
 }

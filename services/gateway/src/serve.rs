@@ -18,11 +18,7 @@ use tokio_util::{
 };
 use tower::ServiceExt;
 
-use crate::{
-    edge::{PeerAddress, forget_idle_clients},
-    gateway::App,
-    stalled::Unstalled,
-};
+use crate::{edge::PeerAddress, gateway::App, stalled::Unstalled};
 
 /// How long a client may take to send the head of a request, and a connection may idle between requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -30,8 +26,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// How long a client may take nothing of what is written to it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often idle clients are dropped from the limits.
-const FORGET_EVERY: Duration = Duration::from_secs(10);
 /// After the drain time: closing handshakes may take this long.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -55,8 +49,6 @@ pub async fn serve(
     ));
     let closing = CancellationToken::new();
     let abort = CancellationToken::new();
-    let mut housekeeping = tokio::time::interval(FORGET_EVERY);
-    housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let builder = Arc::new(http_builder());
     // Those who send clients here learn from `/ready`, a moment later, that they should not.
     let last_call = async {
@@ -84,7 +76,6 @@ pub async fn serve(
                 }
                 Err(error) => pause_after(&error).await,
             },
-            _ = housekeeping.tick() => forget_idle_clients(&app.limits),
             () = &mut last_call => break,
         }
     }

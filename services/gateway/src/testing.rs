@@ -12,6 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use carillon_adapters::limits::MemoryLimiter;
 use carillon_domain::{
     ClientMessageId, Clock, DeviceId, Error, ErrorCode, MediaId, MessageId, Result, RoomId,
     Sequence, Timestamp, UserId,
@@ -84,6 +85,8 @@ impl Town {
             media: self.clone(),
             notifications: self.clone(),
             bus: Arc::new(self.bus.clone()),
+            limiter: Arc::new(MemoryLimiter::new()),
+            own_limiter: Arc::new(MemoryLimiter::new()),
             clock: Arc::new(carillon_domain::time::SystemClock),
         }
     }
@@ -243,6 +246,7 @@ pub fn options() -> GatewayOptions {
     GatewayOptions {
         auth_per_minute: 0,
         requests_per_minute: 0,
+        user_requests_per_minute: 0,
         messages_per_second: 0,
         // Long: a test that means the sweep says so.
         sweep: Duration::from_secs(3600),

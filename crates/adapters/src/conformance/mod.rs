@@ -7,6 +7,7 @@ pub mod accounts;
 pub mod blobs;
 pub mod bus;
 pub mod ephemeral;
+pub mod limiter;
 pub mod media;
 pub mod moderation;
 pub mod presence;

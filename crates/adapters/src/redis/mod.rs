@@ -1,5 +1,5 @@
 //! Ports on Redis 7, one server or a cluster by the form of the URL: sessions, ephemeral values, presence, the registry of
-//! replicas, and the bus.
+//! replicas, rate limits, and the bus.
 //!
 //! What must be atomic is one command or one script, on keys of one hash slot. Commands have short deadlines and are sent once:
 //! a stalled Redis shows as `Unavailable`, and a token that was rotated is not rotated again behind the caller's back.
@@ -8,6 +8,7 @@
 
 mod bus;
 mod ephemeral;
+mod limiter;
 mod presence;
 mod registry;
 mod script;
@@ -18,7 +19,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use carillon_domain::{
     Error, ErrorCode, Result,
-    ports::{Bus, Ephemeral, PresenceStore, Probe, ReplicaRegistry, SessionStore},
+    ports::{Bus, Ephemeral, PresenceStore, Probe, RateLimiter, ReplicaRegistry, SessionStore},
 };
 use fred::prelude::{
     Builder, Client, ClientLike, Config, Error as RedisError, ErrorKind, Pool, ReconnectPolicy,
@@ -72,6 +73,8 @@ pub struct Stores {
     pub presence: Arc<dyn PresenceStore>,
     /// Live replicas.
     pub registry: Arc<dyn ReplicaRegistry>,
+    /// Rate limits that every process shares.
+    pub limiter: Arc<dyn RateLimiter>,
     /// Signals between services and gateways.
     pub bus: Arc<dyn Bus>,
     /// Whether Redis works.
@@ -96,6 +99,7 @@ pub async fn connect(options: &RedisOptions) -> Result<Stores> {
         ephemeral: Arc::new(ephemeral::EphemeralValues::new(redis.clone())),
         presence: Arc::new(presence::PresenceLeases::new(redis.clone())),
         registry: Arc::new(registry::Registry::new(redis.clone())),
+        limiter: Arc::new(limiter::Limiter::new(redis.clone())),
         bus: Arc::new(bus::RedisBus::new(publisher, builder, &options.prefix)),
         probe: Arc::new(RedisProbe(redis)),
     })

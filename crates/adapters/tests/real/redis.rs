@@ -7,7 +7,12 @@ use carillon_adapters::{
     conformance,
     redis::{RedisOptions, Stores, connect},
 };
-use carillon_domain::{ErrorCode, RoomId, ports::BusItem, signal::Topic};
+use carillon_domain::{
+    ErrorCode, RoomId, UserId,
+    limit::{Algorithm, Policy, Subject},
+    ports::BusItem,
+    signal::Topic,
+};
 use fred::prelude::*;
 use futures::{StreamExt, TryStreamExt};
 
@@ -34,13 +39,17 @@ where
     }
 }
 
-async fn remove_keys(url: &str, prefix: &str) {
+async fn client(url: &str) -> Client {
     let client = Builder::from_config(Config::from_url(url).unwrap())
         .build()
         .unwrap();
     client.init().await.unwrap();
+    client
+}
+
+async fn keys(client: &Client, prefix: &str) -> Vec<Key> {
     let pattern = format!("{prefix}*");
-    let keys: Vec<Key> = if client.is_clustered() {
+    if client.is_clustered() {
         client
             .scan_cluster_buffered(pattern, Some(1000), None)
             .try_collect()
@@ -52,8 +61,12 @@ async fn remove_keys(url: &str, prefix: &str) {
             .try_collect()
             .await
             .unwrap()
-    };
-    for key in keys {
+    }
+}
+
+async fn remove_keys(url: &str, prefix: &str) {
+    let client = client(url).await;
+    for key in keys(&client, prefix).await {
         client.del::<(), _>(key).await.unwrap();
     }
     client.quit().await.unwrap();
@@ -71,6 +84,14 @@ async fn redis_sessions() {
 async fn redis_ephemeral() {
     on_redis("redis_ephemeral", |stores| {
         conformance::ephemeral::all(stores.ephemeral)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_limiter() {
+    on_redis("redis_limiter", |stores| {
+        conformance::limiter::all(stores.limiter)
     })
     .await;
 }
@@ -138,6 +159,140 @@ async fn redis_is_shared_by_processes() {
         assert!(!two.ephemeral.claim("job", PATIENCE).await.unwrap());
     };
     guarded(body, remove_keys(&url, &prefix)).await;
+}
+
+fn limit_of(algorithm: Algorithm, limit: u32) -> Policy {
+    Policy::new("test", algorithm, limit, Duration::from_secs(24 * 3600)).unwrap()
+}
+
+/// EDGE-03, RT-09: gateways share a limit exactly, whatever they take at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_limits_are_exact_over_processes() {
+    for variable in VARIABLES {
+        let Some(url) = server("redis_limits_are_exact_over_processes", variable) else {
+            continue;
+        };
+        let prefix = unique("test:");
+        let options = RedisOptions {
+            url: url.clone(),
+            prefix: prefix.clone(),
+        };
+        let processes = [
+            connect(&options).await.unwrap().limiter,
+            connect(&options).await.unwrap().limiter,
+        ];
+        let body = async move {
+            for algorithm in Algorithm::ALL {
+                let (policy, user) = (limit_of(algorithm, 100), Subject::User(UserId::new()));
+                let takers = processes.iter().cycle().take(80).map(|limiter| {
+                    let limiter = limiter.clone();
+                    // Single ones, and a few at a time as a gateway takes them for sockets.
+                    tokio::spawn(async move {
+                        let one = limiter.take(&policy, user, 1, 0).await.unwrap().granted;
+                        one + limiter.take(&policy, user, 3, 0).await.unwrap().granted
+                    })
+                });
+                let mut granted = 0;
+                for taker in takers.collect::<Vec<_>>() {
+                    granted += taker.await.unwrap();
+                }
+                assert_eq!(granted, 100, "{algorithm:?}");
+            }
+        };
+        guarded(body, remove_keys(&url, &prefix)).await;
+    }
+}
+
+/// EDGE-03: what is kept of a limit says nothing of whose it is, and ends by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_keeps_nothing_of_limits_for_ever() {
+    let Some(url) = server("redis_keeps_nothing_of_limits_for_ever", VARIABLES[0]) else {
+        return;
+    };
+    let prefix = unique("test:");
+    let stores = connect(&RedisOptions {
+        url: url.clone(),
+        prefix: prefix.clone(),
+    })
+    .await
+    .unwrap();
+    let (inner_url, inner_prefix) = (url.clone(), prefix.clone());
+    let body = async move {
+        let user = UserId::new();
+        let address: std::net::IpAddr = "203.0.113.77".parse().unwrap();
+        for algorithm in Algorithm::ALL {
+            for subject in [Subject::User(user), Subject::at(address)] {
+                let policy = limit_of(algorithm, 5);
+                stores.limiter.take(&policy, subject, 1, 0).await.unwrap();
+                stores.limiter.take(&policy, subject, 9, 2).await.unwrap();
+            }
+        }
+        let client = client(&inner_url).await;
+        let kept = keys(&client, &inner_prefix).await;
+        assert_eq!(kept.len(), 6, "one for each algorithm and subject");
+        for key in kept {
+            let name = key.as_str_lossy().into_owned();
+            let value: String = client.get(&key).await.unwrap();
+            let user = user.to_string();
+            for clear in [user.as_str(), &user.replace('-', ""), "203.0.113"] {
+                assert!(!name.contains(clear) && !value.contains(clear), "{name}");
+            }
+            let left: i64 = client.pttl(&key).await.unwrap();
+            assert!((1..=2 * 24 * 3600 * 1000).contains(&left), "{name}: {left}");
+        }
+        client.quit().await.unwrap();
+    };
+    guarded(body, remove_keys(&url, &prefix)).await;
+}
+
+/// EDGE-03, promise 8: after a restart of Redis, which forgets connections, scripts and counts, limits are counted from nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_limits_begin_anew_after_a_restart() {
+    let Some(url) = server("redis_limits_begin_anew_after_a_restart", VARIABLES[0]) else {
+        return;
+    };
+    let (proxy, behind_proxy) = Proxy::before(&url).await;
+    let prefix = unique("test:");
+    let stores = connect(&RedisOptions {
+        url: behind_proxy,
+        prefix: prefix.clone(),
+    })
+    .await
+    .unwrap();
+    let user = Subject::User(UserId::new());
+    for algorithm in Algorithm::ALL {
+        let policy = limit_of(algorithm, 2);
+        assert_eq!(
+            stores
+                .limiter
+                .take(&policy, user, 5, 0)
+                .await
+                .unwrap()
+                .granted,
+            2
+        );
+        // Others use this server, too: what belongs to this test is forgotten, and the scripts, which come back.
+        remove_keys(&url, &prefix).await;
+        let direct = client(&url).await;
+        direct.script_flush(false).await.unwrap();
+        direct.quit().await.unwrap();
+        proxy.cut();
+        let healed = async {
+            loop {
+                if let Ok(grant) = stores.limiter.take(&policy, user, 1, 0).await {
+                    return grant;
+                }
+            }
+        };
+        let grant = tokio::time::timeout(PATIENCE, healed)
+            .await
+            .expect("it heals by itself");
+        // A take whose answer was lost in the cut may have counted.
+        assert_eq!(grant.granted, 1, "{algorithm:?}: {grant:?}");
+        let rest = stores.limiter.take(&policy, user, 5, 0).await.unwrap();
+        assert!(rest.granted <= 1 && rest.remaining == 0, "{rest:?}");
+    }
+    remove_keys(&url, &prefix).await;
 }
 
 /// Promise 8, MSG-18: after a cut the receiver hears again by itself, and is told that it may have missed something.

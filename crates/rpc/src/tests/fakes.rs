@@ -1,6 +1,10 @@
 //! Scripted services: they note what they were called with, and answer what follows from it.
 
-use std::{collections::VecDeque, ops::Range, sync::Mutex};
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::Range,
+    sync::Mutex,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -9,8 +13,9 @@ use carillon_domain::{
     Timestamp, UserId,
     account::{ClientInfo, Identity, Session, Tokens, User},
     event::{Draft, EventBody, Mentions, Message, MessageType, Revision, RoomEvent},
+    limit::{Grant, Policy, Subject, Usage},
     media::Media,
-    ports::{Reached, ReadMark, Receipt, Restricted},
+    ports::{RateLimiter, Reached, ReadMark, Receipt, Restricted},
     presence::{Lease, Presence, PresenceState},
     room::{Member, Restrictions, Role, Room, RoomKind, RoomRules},
     services::{
@@ -55,6 +60,30 @@ impl TokenVerifier for FakeVerifier {
 
     async fn check_revocation(&self, _who: &Identity) -> Result<()> {
         Ok(())
+    }
+}
+
+/// Counts at a time that stands still.
+#[derive(Default)]
+pub struct FakeLimiter(Mutex<HashMap<Subject, Usage>>);
+
+#[async_trait]
+impl RateLimiter for FakeLimiter {
+    async fn take(
+        &self,
+        policy: &Policy,
+        subject: Subject,
+        wanted: u32,
+        owed: u32,
+    ) -> Result<Grant> {
+        let mut usages = self.0.lock().unwrap();
+        let usage = usages.entry(subject).or_default();
+        Ok(usage.take(policy, 0, wanted, owed))
+    }
+
+    // As if the answer were far away.
+    fn take_now(&self, _: &Policy, _: Subject, _: u32) -> Option<Grant> {
+        None
     }
 }
 

@@ -2,7 +2,11 @@
 
 use std::{str::FromStr, sync::Arc};
 
-use carillon_domain::{Error, ErrorCode, RoomId, UserId, account::Identity};
+use carillon_domain::{
+    Error, ErrorCode, RoomId, UserId,
+    account::Identity,
+    limit::{Algorithm, Policy},
+};
 use http::uri::PathAndQuery;
 use tonic::{
     Code, Request, Status,
@@ -13,7 +17,7 @@ use tower::{Layer, ServiceExt};
 
 use super::{
     INTERNAL, Running, all_of,
-    fakes::{FakeServices, FakeVerifier, ann, uuid},
+    fakes::{FakeLimiter, FakeServices, FakeVerifier, ann, uuid},
     options, start, start_with,
 };
 use crate::{
@@ -204,7 +208,10 @@ async fn public_methods_need_no_token_and_mind_no_stale_one() {
 #[tokio::test]
 async fn strangers_are_let_in_only_so_often() {
     let mut options = options();
-    options.interceptor = options.interceptor.limiting_strangers(2);
+    let minute = std::time::Duration::from_secs(60);
+    let policy = Policy::new("test", Algorithm::default(), 2, minute);
+    let limiter = Arc::new(FakeLimiter::default());
+    options.interceptor = options.interceptor.limiting_strangers(policy, limiter);
     let server = start_with(all_of(&Arc::new(FakeServices::default())), options).await;
     let mut auth = AuthServiceClient::new(channel(&server).await);
     let login = LoginRequest {

@@ -2,7 +2,7 @@
 
 mod agreement;
 mod errors;
-mod fakes;
+pub(crate) mod fakes;
 mod gate;
 mod routed;
 mod serving;

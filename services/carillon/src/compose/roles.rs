@@ -2,13 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
+use carillon_adapters::limits::{Fallback, MemoryLimiter};
 use carillon_auth::{
     Auth, AuthOptions, DevOtp, OtpProvider, PasswordOptions, SigningKeys, Verifier, VerifyingKeys,
 };
-use carillon_crds::config::{self as crds, KeysConfig, PlatformConfig};
+use carillon_crds::{
+    LimitAlgorithm, WithoutRedis,
+    config::{self as crds, KeysConfig, PlatformConfig},
+};
 use carillon_domain::{
     Clock, ReplicaId,
-    ports::{BlobStore, Probe, PushQueue},
+    limit::{self, Algorithm, Policy},
+    ports::{BlobStore, Probe, PushQueue, RateLimiter},
     services::{
         AuthService, MediaService, MessageService, NotificationService, PresenceService,
         TokenVerifier,
@@ -234,6 +239,48 @@ fn base_url(text: &str, name: &str) -> Result<url::Url, Failure> {
     })
 }
 
+/// Who counts for rate limits: all processes together, as far as there are several.
+#[derive(Clone)]
+pub struct Limiters {
+    pub shared: Arc<dyn RateLimiter>,
+    /// Of this process alone.
+    pub own: Arc<dyn RateLimiter>,
+}
+
+/// The limiters of this process.
+pub fn limiters(config: &PlatformConfig, fast: &FastStore) -> Limiters {
+    let own: Arc<dyn RateLimiter> = Arc::new(MemoryLimiter::new());
+    let shared = match &fast.limiter {
+        Some(limiter) => {
+            let local = match config.gateway.limits_without_redis {
+                WithoutRedis::Open => Some(own.clone()),
+                WithoutRedis::Closed => None,
+            };
+            Arc::new(Fallback::new(limiter.clone(), local))
+        }
+        None => own.clone(),
+    };
+    Limiters { shared, own }
+}
+
+/// What an address may try without credentials, by REST and gRPC together.
+pub fn strangers(config: &PlatformConfig) -> Option<Policy> {
+    Policy::new(
+        limit::AUTH,
+        limit_algorithm(config),
+        config.gateway.auth_per_minute,
+        Duration::from_secs(60),
+    )
+}
+
+fn limit_algorithm(config: &PlatformConfig) -> Algorithm {
+    match config.gateway.limit_algorithm {
+        LimitAlgorithm::FixedWindow => Algorithm::FixedWindow,
+        LimitAlgorithm::SlidingWindow => Algorithm::SlidingWindow,
+        LimitAlgorithm::TokenBucket => Algorithm::TokenBucket,
+    }
+}
+
 /// What the gateway calls.
 pub struct GatewayCalls {
     pub auth: Arc<dyn AuthService>,
@@ -249,6 +296,7 @@ pub fn gateway(
     config: &PlatformConfig,
     fast: &FastStore,
     calls: GatewayCalls,
+    limiters: Limiters,
     jwks: String,
     probes: Vec<Arc<dyn Probe>>,
 ) -> Gateway {
@@ -270,7 +318,9 @@ pub fn gateway(
         drain: Duration::from_secs(limits.drain_seconds),
         auth_per_minute: limits.auth_per_minute,
         requests_per_minute: limits.requests_per_minute,
+        user_requests_per_minute: limits.user_requests_per_minute,
         messages_per_second: limits.messages_per_second,
+        limit_algorithm: limit_algorithm(config),
         presence_renewal: Duration::from_secs((config.presence.lease_seconds / 3).max(1)),
         probes,
         ..GatewayOptions::default()
@@ -283,6 +333,8 @@ pub fn gateway(
         media: calls.media,
         notifications: calls.notifications,
         bus: fast.bus.clone(),
+        limiter: limiters.shared,
+        own_limiter: limiters.own,
         clock: clock(),
     };
     Gateway::new(options, services, jwks)

@@ -200,6 +200,7 @@ async fn start_roles(
         credentials.clone(),
     )?);
 
+    let limiters = roles::limiters(config, &connected.fast);
     for role in roles {
         let mut services = RoleServices::default();
         let port = match role {
@@ -222,6 +223,7 @@ async fn start_roles(
                     config,
                     &connected.fast,
                     calls,
+                    limiters.clone(),
                     connected.jwks.clone(),
                     probes.clone(),
                 );
@@ -298,7 +300,7 @@ async fn start_roles(
         .await?;
         let interceptor =
             InterceptorOptions::new(&connected.internal_token, connected.verifier.clone())?
-                .limiting_strangers(config.gateway.auth_per_minute);
+                .limiting_strangers(roles::strangers(config), limiters.shared.clone());
         tasks.spawn(
             "gRPC",
             carillon_rpc::serve(

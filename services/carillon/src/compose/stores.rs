@@ -7,7 +7,7 @@ use carillon_crds::config::{BlobConfig, ExternalStores, ScyllaConfig};
 use carillon_domain::ports::Probe;
 use carillon_domain::ports::{
     AccountStore, BlobStore, Bus, Ephemeral, MediaIndex, PresenceStore, PushQueue, PushTargetStore,
-    ReplicaRegistry, RoomLog, RoomStore, SessionStore,
+    RateLimiter, ReplicaRegistry, RoomLog, RoomStore, SessionStore,
 };
 use carillon_runtime::ready::Dependency;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +37,8 @@ pub struct FastStore {
     pub bus: Arc<dyn Bus>,
     pub registry: Arc<dyn ReplicaRegistry>,
     pub presence: Arc<dyn PresenceStore>,
+    /// Rate limits of all processes; `None` where there is only one.
+    pub limiter: Option<Arc<dyn RateLimiter>>,
 }
 
 /// Everything in one data directory.
@@ -63,6 +65,7 @@ pub fn open_embedded(directory: &Path) -> Result<EmbeddedStores, Failure> {
         bus: stores.bus,
         registry: stores.registry,
         presence: stores.presence,
+        limiter: None,
     };
     Ok(EmbeddedStores {
         wide,
@@ -202,6 +205,7 @@ impl LateStores {
             bus: stores.bus,
             registry: stores.registry,
             presence: stores.presence,
+            limiter: Some(stores.limiter),
         }))
     }
 

@@ -85,10 +85,12 @@ pub async fn up(options: Up) -> Result<(), Failure> {
         media: media.clone(),
         notifications: notification.clone(),
     };
-    let gateway = roles::gateway(&config, &fast, calls, jwks, vec![probe.clone()]);
+    let limiters = roles::limiters(&config, &fast);
+    let probes = vec![probe.clone()];
+    let gateway = roles::gateway(&config, &fast, calls, limiters.clone(), jwks, probes);
     let internal_token = config::read(&config.keys.internal_token_file, "the internal token")?;
     let interceptor = InterceptorOptions::new(internal_token.trim(), verifier.clone())?
-        .limiting_strangers(config.gateway.auth_per_minute);
+        .limiting_strangers(roles::strangers(&config), limiters.shared);
     let max_upload_bytes = usize::try_from(config.media.max_upload_bytes).unwrap_or(usize::MAX);
     let services = RoleServices {
         auth: Some(AuthServer::new(auth, verifier)),

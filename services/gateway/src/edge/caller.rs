@@ -3,14 +3,17 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use axum::extract::FromRequestParts;
-use carillon_domain::account::{ClientInfo, Identity};
+use carillon_domain::{
+    account::{ClientInfo, Identity},
+    limit::Subject,
+};
 use http::{HeaderMap, header, request::Parts};
 use ipnet::IpNet;
 
 use super::{Problem, RequestContext};
 use crate::gateway::App;
 
-/// The verified caller. 401 without a valid access token.
+/// The verified caller. 401 without a valid access token, 429 when its user's limit is used up.
 pub struct Caller(pub Identity);
 
 impl FromRequestParts<App> for Caller {
@@ -21,6 +24,14 @@ impl FromRequestParts<App> for Caller {
             return Err(Problem::no_credentials());
         };
         let identity = app.services.verifier.verify_access(token).await?;
+        let user = Subject::User(identity.user);
+        let (allowance, taken) = app.limits.user_requests.take(user).await;
+        if let (Some(allowance), Some(context)) =
+            (allowance, parts.extensions.get::<RequestContext>())
+        {
+            let _ = context.of_user.set(allowance);
+        }
+        taken?;
         Ok(Self(identity))
     }
 }
@@ -76,11 +87,6 @@ impl ClientAddress {
             client = before;
         }
         Self(client)
-    }
-
-    /// What counts as one client for limits.
-    pub fn limit_key(self) -> IpAddr {
-        carillon_domain::network_of(self.0)
     }
 }
 

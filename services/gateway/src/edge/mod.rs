@@ -1,5 +1,6 @@
 //! What every request passes on its way in and out.
 
+mod ahead;
 mod body;
 mod caller;
 mod limits;
@@ -11,7 +12,7 @@ mod transfers;
 
 pub use body::{JsonBody, OptionalJsonBody, PathParams, QueryParams, describe_json};
 pub use caller::{Caller, ClientAddress, PeerAddress, bearer, client_info, cookie};
-pub use limits::{Limits, forget_idle_clients};
+pub use limits::Limits;
 pub use origin::{AllowedOrigins, cors};
 pub use pass::{RequestContext, pass};
 pub use problem::Problem;

@@ -63,6 +63,8 @@ pub fn cors(origins: AllowedOrigins) -> CorsLayer {
     let exposed = [
         "x-request-id",
         "retry-after",
+        "ratelimit",
+        "ratelimit-policy",
         "ratelimit-limit",
         "ratelimit-remaining",
         "ratelimit-reset",

@@ -1,24 +1,25 @@
 //! The layer around everything but CORS and the rest of refused bodies: identity of the request, limit, span, deadline, panics, problem
 //! bodies, headers, metrics, access log.
 
-use std::{panic::AssertUnwindSafe, time::Instant};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use axum::{
     extract::{MatchedPath, Request, State},
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use carillon_domain::limit::Subject;
 use carillon_telemetry::propagation;
 use futures::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use tracing::{Instrument, Span};
 use uuid::Uuid;
 
-use super::{
-    ClientAddress, Problem,
-    caller::came_by_tls,
-    limits::{Allowance, Refused},
-};
+use super::{ClientAddress, Problem, caller::came_by_tls, limits::Allowance};
 use crate::{gateway::App, metrics};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -36,6 +37,8 @@ const KEPT: [HeaderName; 4] = [
 pub struct RequestContext {
     /// Where it came from.
     pub client: ClientAddress,
+    /// What is left of its user's limit, once the user is known.
+    pub of_user: Arc<OnceLock<Allowance>>,
 }
 
 /// Passes a request on. See the module's documentation.
@@ -55,16 +58,22 @@ pub async fn pass(State(app): State<App>, mut request: Request, next: Next) -> R
     let trace_id = span
         .in_scope(propagation::trace_id)
         .unwrap_or_else(|| request_id.clone());
-    request.extensions_mut().insert(RequestContext { client });
+    let of_user = Arc::new(OnceLock::new());
+    request.extensions_mut().insert(RequestContext {
+        client,
+        of_user: of_user.clone(),
+    });
 
-    let (mut response, allowance) = match take_allowance(&app, &route, client) {
-        Ok(allowance) => {
-            let response = guarded(&app, &route, request, next)
+    let (of_address, taken) = take_allowance(&app, &route, client)
+        .instrument(span.clone())
+        .await;
+    let mut response = match taken {
+        Ok(()) => {
+            guarded(&app, &route, request, next)
                 .instrument(span.clone())
-                .await;
-            (response, allowance)
+                .await
         }
-        Err(refused) => (too_many(refused), Some(refused.into())),
+        Err(error) => Problem::from(error).into_response(),
     };
 
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
@@ -82,9 +91,11 @@ pub async fn pass(State(app): State<App>, mut request: Request, next: Next) -> R
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         headers.insert(REQUEST_ID, value);
     }
-    if let Some(allowance) = allowance {
-        limit_headers(headers, allowance);
-    }
+    let allowances: Vec<Allowance> = of_address
+        .into_iter()
+        .chain(of_user.get().copied())
+        .collect();
+    limit_headers(headers, &allowances);
     if app.is_draining() && status != StatusCode::SWITCHING_PROTOCOLS {
         // The next request shall go elsewhere.
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -218,51 +229,58 @@ const AUTH_ROUTES: [&str; 5] = [
     "/api/v1/auth/otp/verify",
 ];
 
-fn take_allowance(
+async fn take_allowance(
     app: &App,
     route: &str,
     client: ClientAddress,
-) -> Result<Option<Allowance>, Refused> {
+) -> (Option<Allowance>, carillon_domain::Result<()>) {
     // Probes must not fail because of a busy neighbour behind the same address.
     if matches!(route, "/health" | "/ready") {
-        return Ok(None);
+        return (None, Ok(()));
     }
-    let key = client.limit_key();
+    let subject = Subject::at(client.0);
     if AUTH_ROUTES.contains(&route) {
-        app.limits.auth.take(&key)
+        app.limits.auth.take(subject).await
     } else {
-        app.limits.requests.take(&key)
+        app.limits.requests.take(subject).await
     }
 }
 
-impl From<Refused> for Allowance {
-    fn from(refused: Refused) -> Self {
-        Self {
-            limit: refused.limit,
-            remaining: 0,
-            reset: refused.retry_after,
-        }
-    }
-}
-
-fn too_many(refused: Refused) -> Response {
-    let error = carillon_domain::Error::new(
-        carillon_domain::ErrorCode::RateLimited,
-        "too many requests from this address",
-    )
-    .retry_after(refused.retry_after);
-    Problem::from(error).into_response()
-}
-
-fn limit_headers(headers: &mut HeaderMap, allowance: Allowance) {
-    let mut insert = |name: &'static str, value: u64| {
-        headers.insert(HeaderName::from_static(name), HeaderValue::from(value));
+/// `RateLimit` and `RateLimit-Policy` as the IETF's draft has them since its eighth version, each limit by its name; and the three
+/// fields of the versions before, which most clients know, for the limit that is nearest.
+fn limit_headers(headers: &mut HeaderMap, allowances: &[Allowance]) {
+    let Some(nearest) = allowances
+        .iter()
+        .min_by_key(|allowance| allowance.grant.remaining)
+    else {
+        return;
     };
-    insert("ratelimit-limit", u64::from(allowance.limit));
-    insert("ratelimit-remaining", u64::from(allowance.remaining));
+    let mut insert = |name: &'static str, value: String| {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    };
+    let reset = |allowance: &Allowance| allowance.grant.reset.as_secs_f64().ceil();
+    let each = |text: &dyn Fn(&Allowance) -> String| {
+        let texts: Vec<String> = allowances.iter().map(text).collect();
+        texts.join(", ")
+    };
+    insert("ratelimit-limit", nearest.grant.limit.to_string());
+    insert("ratelimit-remaining", nearest.grant.remaining.to_string());
+    insert("ratelimit-reset", reset(nearest).to_string());
     insert(
-        "ratelimit-reset",
-        allowance.reset.as_secs_f64().ceil() as u64,
+        "ratelimit-policy",
+        each(&|Allowance { policy, .. }| {
+            let (name, limit, window) = (policy.name, policy.limit, policy.window.as_secs());
+            format!(r#""{name}";q={limit};w={window}"#)
+        }),
+    );
+    insert(
+        "ratelimit",
+        each(&|allowance| {
+            let (name, left) = (allowance.policy.name, allowance.grant.remaining);
+            format!(r#""{name}";r={left};t={}"#, reset(allowance))
+        }),
     );
 }
 

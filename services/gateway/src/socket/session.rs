@@ -485,15 +485,9 @@ impl Session {
         };
         self.bad_frames = 0;
 
-        let limit = if kind.is_message() {
-            &self.app.limits.messages
-        } else {
-            &self.app.limits.frames
-        };
-        if let Err(refused) = limit.take(&self.identity.user) {
-            let error = Error::new(ErrorCode::RateLimited, "too many requests, slow down")
-                .retry_after(refused.retry_after);
-            self.reply_error(id.as_ref(), &error);
+        let limits = &self.app.limits;
+        if let Err(error) = limits.take_frame(self.identity.user, kind.is_message()) {
+            self.reply_error(id.as_ref(), &usecases::shown(error));
             self.refused_frames += 1;
             return if self.refused_frames >= REFUSED_FRAMES {
                 ControlFlow::Break(End::with(CloseCode::RateLimited))

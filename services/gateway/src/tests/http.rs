@@ -2,7 +2,13 @@ use std::sync::Arc;
 
 use ::http::{Method, Request, Response, StatusCode};
 use axum::{Router, body::Body};
-use carillon_domain::{Error, ErrorCode, Result, account::Identity, ports::Probe};
+use carillon_adapters::limits::{Fallback, MemoryLimiter};
+use carillon_domain::{
+    Error, ErrorCode, Result,
+    account::Identity,
+    limit::{Grant, Policy, Subject},
+    ports::{Probe, RateLimiter},
+};
 use futures::StreamExt as _;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -384,6 +390,12 @@ async fn limits_are_told() {
         assert_eq!(status, StatusCode::OK);
         assert_eq!(headers["ratelimit-limit"], "2");
         assert_eq!(headers["ratelimit-remaining"], left);
+        assert_eq!(headers["ratelimit-policy"], r#""auth";q=2;w=60"#);
+        let told = headers["ratelimit"].to_str().unwrap();
+        assert!(
+            told.starts_with(&format!(r#""auth";r={left};t="#)),
+            "{told}"
+        );
     }
     let (status, headers, body) = ask(&router, login()).await;
     assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
@@ -397,6 +409,102 @@ async fn limits_are_told() {
     for _ in 0..50 {
         let (status, ..) = ask(&router, request(Method::GET, "/health", None, None)).await;
         assert_eq!(status, StatusCode::OK, "probes are never limited");
+    }
+}
+
+/// EDGE-03: a user has a limit of their own, over all devices and addresses; the answer tells of both, and who has no valid token
+/// uses up nobody's.
+#[tokio::test]
+async fn users_have_a_limit_of_their_own() {
+    let town = Town::new();
+    let options = GatewayOptions {
+        requests_per_minute: 100,
+        user_requests_per_minute: 2,
+        ..options()
+    };
+    let router = router(&town, options);
+    let (ann, bob) = (somebody(), somebody());
+    let other_device = Identity {
+        device: carillon_domain::DeviceId::new(),
+        ..ann
+    };
+    let me = "/api/v1/auth/me";
+    for (who, left) in [(&ann, "1"), (&other_device, "0")] {
+        let (status, headers, _) = ask(&router, get(me, who)).await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(headers["ratelimit-limit"], "2");
+        assert_eq!(headers["ratelimit-remaining"], left);
+        let policies = r#""requests";q=100;w=60, "user_requests";q=2;w=60"#;
+        assert_eq!(headers["ratelimit-policy"], policies);
+    }
+    let (status, headers, body) = ask(&router, get(me, &ann)).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+    let wait: u64 = headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=30).contains(&wait), "{wait}");
+    assert!(String::from_utf8(body).unwrap().contains("rate_limited"));
+    let (status, ..) = ask(&router, get(me, &bob)).await;
+    assert_eq!(status, StatusCode::OK, "another user from the same address");
+    let mut forged = request(Method::GET, me, None, None);
+    let headers = forged.headers_mut();
+    headers.insert("authorization", "Bearer forged".parse().unwrap());
+    let (status, headers, _) = ask(&router, forged).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    assert_eq!(headers["ratelimit-policy"], r#""requests";q=100;w=60"#);
+}
+
+/// EDGE-03: several gateways over one limiter are one to an address; and when nothing may pass uncounted, an answer says so.
+#[tokio::test]
+async fn gateways_share_their_limits() {
+    let shared: Arc<dyn RateLimiter> = Arc::new(MemoryLimiter::new());
+    let of = |limiter: Arc<dyn RateLimiter>| {
+        let services = crate::Services {
+            limiter,
+            ..Town::new().services()
+        };
+        let options = GatewayOptions {
+            auth_per_minute: 3,
+            ..options()
+        };
+        crate::Gateway::new(options, services, String::new()).router()
+    };
+    let gateways = [of(shared.clone()), of(shared)];
+    let login = || {
+        let body = json!({"username": "ann", "password": "wrong"});
+        request(Method::POST, "/api/v1/auth/login", None, Some(body))
+    };
+    let mut answers = Vec::new();
+    for gateway in gateways.iter().cycle().take(6) {
+        answers.push(ask(gateway, login()).await.0.as_u16());
+    }
+    assert_eq!(answers, [401, 401, 401, 429, 429, 429]);
+
+    let closed = of(Arc::new(Fallback::new(Arc::new(Away), None)));
+    let (status, headers, body) = ask(&closed, login()).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(headers.contains_key("retry-after"));
+    assert!(String::from_utf8(body).unwrap().contains("unavailable"));
+    let open = of(Arc::new(Fallback::new(
+        Arc::new(Away),
+        Some(Arc::new(MemoryLimiter::new())),
+    )));
+    let mut answers = Vec::new();
+    for _ in 0..4 {
+        answers.push(ask(&open, login()).await.0.as_u16());
+    }
+    assert_eq!(answers, [401, 401, 401, 429]);
+}
+
+/// A store of limits that can't be reached.
+struct Away;
+
+#[async_trait::async_trait]
+impl RateLimiter for Away {
+    async fn take(&self, _: &Policy, _: Subject, _: u32, _: u32) -> Result<Grant> {
+        Err(Error::new(ErrorCode::Unavailable, "away"))
+    }
+
+    fn take_now(&self, _: &Policy, _: Subject, _: u32) -> Option<Grant> {
+        None
     }
 }
 
