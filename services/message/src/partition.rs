@@ -72,7 +72,7 @@ const ROOMS_REMEMBERED: usize = 4096;
 /// A request for a room.
 pub enum Request {
     /// Change it.
-    Write(Write),
+    Write(Box<Write>),
     /// Only open it, for a reader.
     Open {
         /// Which.
@@ -257,7 +257,7 @@ impl Task {
         let mut opens = Vec::new();
         for request in batch {
             match request {
-                Request::Write(write) => writes.push(write),
+                Request::Write(write) => writes.push(*write),
                 Request::Open { room, reply } => opens.push((room, reply)),
             }
         }

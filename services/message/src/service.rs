@@ -207,7 +207,8 @@ impl MessageRole {
             span: tracing::Span::current(),
             traceparent: carillon_telemetry::propagation::traceparent(),
         };
-        self.partitions.enqueue(room, Request::Write(write))?;
+        self.partitions
+            .enqueue(room, Request::Write(Box::new(write)))?;
         answer.await.map_err(|_| {
             Error::new(
                 ErrorCode::Unavailable,

@@ -320,6 +320,7 @@ async fn a_half_done_deletion_is_finished() {
                 created_at: carillon_domain::Timestamp(1),
                 pair: None,
                 deleted_at: None,
+                rules: carillon_domain::room::RoomRules::default(),
             };
             stores.rooms.create(&room).await.unwrap();
             let mut crashed = Writer::open(&*stores.log, room.id).await;
