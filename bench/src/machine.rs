@@ -223,8 +223,9 @@ mod tests {
         while cpu_seconds_with_children(&[child.id()]).unwrap() < 0.02 {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
+        let of_child = cpu_seconds_with_children(&[child.id()]).unwrap();
         let live = cpu_seconds_with_children(&own).unwrap();
-        assert!(live >= cpu_seconds_with_children(&[child.id()]).unwrap());
+        assert!(live >= of_child);
         drop(child.stdin.take());
         child.wait().unwrap();
         assert!(cpu_seconds_with_children(&own).unwrap() >= live);

@@ -29,6 +29,7 @@ pub enum Peer {
     /// nats-server with JetStream
     Nats,
     /// socket.io on Node.js, and PostgreSQL
+    #[value(name = "socketio")]
     SocketIo,
 }
 
