@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use memchr::memmem::Finder;
 
+use crate::wire::{Outgoing, Wire, nats, socketio};
+
 /// Nanoseconds since this process's first look at the clock; the one clock of every latency.
 pub fn now_nanos() -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -34,8 +36,16 @@ pub enum Kind {
     Other,
 }
 
-/// What is known of a server's frame from its type alone.
+/// What is known of a server's frame from its type alone. The first byte tells whose wire it is of.
 pub fn kind(frame: &[u8]) -> Kind {
+    match frame.first() {
+        Some(b'{') | None => own_kind(frame),
+        Some(b'0'..=b'9') => socketio::kind(frame),
+        Some(_) => nats::kind(frame),
+    }
+}
+
+fn own_kind(frame: &[u8]) -> Kind {
     static TYPE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"type\":\""));
     // A message's payload has a `type` too ("text"), and the order of keys is not promised.
     for at in TYPE.find_iter(frame) {
@@ -58,6 +68,9 @@ pub fn kind(frame: &[u8]) -> Kind {
 /// The place of a room event, or of the message that an ack is about.
 pub fn sequence(frame: &[u8]) -> Option<u64> {
     static SEQUENCE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"sequence\":"));
+    if is_nats(frame) {
+        return nats::sequence(frame);
+    }
     let at = SEQUENCE.find(frame)? + 11;
     number(&frame[at..]).map(|(value, _)| value)
 }
@@ -65,11 +78,22 @@ pub fn sequence(frame: &[u8]) -> Option<u64> {
 /// The number of the request that an ack or error answers, as [`send_message`] gave it.
 pub fn request_number(frame: &[u8]) -> Option<u64> {
     static ID: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"id\":\"cb"));
+    if is_nats(frame) {
+        return nats::request_number(frame);
+    }
+    if frame.first().is_some_and(u8::is_ascii_digit) {
+        return socketio::request_number(frame);
+    }
     let at = ID.find(frame)? + 8;
     number(&frame[at..]).map(|(value, _)| value)
 }
 
-fn number(text: &[u8]) -> Option<(u64, usize)> {
+fn is_nats(frame: &[u8]) -> bool {
+    matches!(frame.first(), Some(b'M' | b'H'))
+}
+
+/// The number at the beginning, and how many digits it has.
+pub fn number(text: &[u8]) -> Option<(u64, usize)> {
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let value = std::str::from_utf8(&text[..digits]).ok()?.parse().ok()?;
     Some((value, digits))
@@ -88,6 +112,7 @@ pub struct Stamp {
 pub struct Stamper {
     run: String,
     content_bytes: usize,
+    wire: Wire,
     finder: Finder<'static>,
 }
 
@@ -98,8 +123,15 @@ impl Stamper {
         Self {
             run: run.to_owned(),
             content_bytes,
+            wire: Wire::Carillon,
             finder: Finder::new(&format!("cb:{run}:")).into_owned(),
         }
+    }
+
+    /// The same for a server that speaks another wire.
+    pub fn speaking(mut self, wire: Wire) -> Self {
+        self.wire = wire;
+        self
     }
 
     /// How many messages of this run the bytes hold.
@@ -118,16 +150,19 @@ impl Stamper {
         })
     }
 
-    /// A `send_message` frame. Its request number and its client message id are made of the message's number.
+    /// The text that sends a message. Its request number and its client message id are made of the message's number.
     pub fn send_message(&self, room_id: &str, stamp: Stamp) -> String {
         let Stamp { number, due } = stamp;
         let run = &self.run;
         let mut content = format!("cb:{run}:{number}:{due}:");
         let padding = self.content_bytes.saturating_sub(content.len());
         content.extend(std::iter::repeat_n('x', padding));
-        format!(
-            r#"{{"type":"send_message","id":"cb{number}","payload":{{"room_id":"{room_id}","client_message_id":"{run}-{number}","type":"text","content":"{content}"}}}}"#
-        )
+        self.wire.send_message(&Outgoing {
+            room_id,
+            client_message_id: &format!("{run}-{number}"),
+            content: &content,
+            stamp,
+        })
     }
 }
 

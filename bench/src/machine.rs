@@ -33,6 +33,18 @@ pub fn ensure_open_files(sockets: usize) -> Result<()> {
     Ok(())
 }
 
+/// Waits until this process is asked to end, and says so as an error.
+pub async fn interrupted() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    anyhow::bail!("interrupted")
+}
+
 /// Which cores the two sides use.
 #[derive(Clone, Copy, Debug)]
 pub struct Cores {
@@ -107,19 +119,67 @@ pub fn cpu_seconds(pids: &[u32]) -> Result<f64> {
     let ticks_per_second = rustix::param::clock_ticks_per_second() as f64;
     let mut ticks = 0;
     for pid in pids {
+        ticks += Stat::of(*pid)?.own_ticks;
+    }
+    Ok(ticks as f64 / ticks_per_second)
+}
+
+/// The same with all that these processes started, ended ones included, and so on down: a database server is a process per connection.
+pub fn cpu_seconds_with_children(pids: &[u32]) -> Result<f64> {
+    let ticks_per_second = rustix::param::clock_ticks_per_second() as f64;
+    let mut ticks = 0;
+    let mut wanted: Vec<u32> = pids.to_vec();
+    for pid in pids {
+        let stat = Stat::of(*pid)?;
+        ticks += stat.own_ticks + stat.ended_ticks;
+    }
+    let mut others: Vec<(u32, Stat)> = std::fs::read_dir("/proc")
+        .context("cannot read /proc")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| !pids.contains(pid))
+        // One that has ended meanwhile is counted at its parent.
+        .filter_map(|pid| Some((pid, Stat::of(pid).ok()?)))
+        .collect();
+    while let Some(parent) = wanted.pop() {
+        others.retain(|(pid, stat)| {
+            let is_child = stat.parent == parent;
+            if is_child {
+                ticks += stat.own_ticks + stat.ended_ticks;
+                wanted.push(*pid);
+            }
+            !is_child
+        });
+    }
+    Ok(ticks as f64 / ticks_per_second)
+}
+
+/// What `/proc/<pid>/stat` says, times in clock ticks.
+struct Stat {
+    parent: u32,
+    own_ticks: u64,
+    /// Of children that have ended.
+    ended_ticks: u64,
+}
+
+impl Stat {
+    fn of(pid: u32) -> Result<Self> {
         let path = format!("/proc/{pid}/stat");
         let stat = std::fs::read_to_string(&path)
             .with_context(|| format!("cannot read {path}: is the server's pid right?"))?;
-        // The name in parentheses may hold blanks: fields are counted after it. The 14th and 15th of all are utime and stime.
+        // The name in parentheses may hold blanks: fields are counted after it. The 4th of all is the parent, the 14th to 17th are
+        // utime, stime, cutime and cstime.
         let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
         let fields: Vec<&str> = after_name.split_whitespace().collect();
         let field = |index: usize| fields.get(index).and_then(|text| text.parse::<u64>().ok());
-        ticks += field(11)
-            .zip(field(12))
-            .map(|(user, system)| user + system)
-            .with_context(|| format!("{path} is not as expected"))?;
+        let read = || {
+            Some(Self {
+                parent: field(1)? as u32,
+                own_ticks: field(11)? + field(12)?,
+                ended_ticks: field(13)? + field(14)?,
+            })
+        };
+        read().with_context(|| format!("{path} is not as expected"))
     }
-    Ok(ticks as f64 / ticks_per_second)
 }
 
 /// Whether files under `path` live in memory, so that fsync costs nothing.
@@ -145,6 +205,31 @@ mod tests {
         assert!(resident_kib(&own).unwrap() > 100);
         assert!(cpu_seconds(&own).unwrap() >= 0.0);
         assert!(resident_kib(&[u32::MAX]).is_err());
+    }
+
+    #[test]
+    fn cpu_time_of_children_counts_while_they_live_and_after() {
+        let own = [std::process::id()];
+        let mut child = std::process::Command::new("sh")
+            .args([
+                "-c",
+                "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; cat",
+            ])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // The loop is over once `cat` has taken its place or waits as its child: either way its time is in the tree.
+        while cpu_seconds_with_children(&[child.id()]).unwrap() < 0.02 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let of_child = cpu_seconds_with_children(&[child.id()]).unwrap();
+        let live = cpu_seconds_with_children(&own).unwrap();
+        assert!(live >= of_child);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(cpu_seconds_with_children(&own).unwrap() >= live);
+        assert!(cpu_seconds_with_children(&[u32::MAX]).is_err());
     }
 
     #[test]

@@ -10,6 +10,8 @@ mod checks;
 mod frames;
 mod machine;
 mod pace;
+mod pages;
+mod peers;
 mod progress;
 mod report;
 mod rest;
@@ -17,6 +19,7 @@ mod scenarios;
 mod server;
 mod town;
 mod websocket;
+mod wire;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -145,16 +148,11 @@ enum Command {
         platform: PlatformArguments,
         #[command(flatten)]
         suite: SuiteArguments,
-        /// Pairs of 1:1 sends
-        #[arg(long, default_value_t = 100)]
-        pairs: usize,
-        /// Rooms that are filled with history
-        #[arg(long, default_value_t = 4)]
-        rooms: usize,
-        /// Messages in each of them
-        #[arg(long, default_value_t = 25_000)]
-        history_messages: u64,
+        #[command(flatten)]
+        store: StoreArguments,
     },
+    /// Everything, on Carillon and on other chat servers
+    Peers(peers::Arguments),
     /// Run the bare server until it is killed
     BareServer {
         /// Port on 127.0.0.1; 0 for any, which is printed
@@ -180,6 +178,19 @@ struct SuiteArguments {
     /// Seconds of each measurement
     #[arg(long, default_value_t = 8)]
     seconds: u64,
+}
+
+#[derive(Args, Clone)]
+struct StoreArguments {
+    /// Pairs of 1:1 sends
+    #[arg(long, default_value_t = 100)]
+    pairs: usize,
+    /// Rooms that are filled with history
+    #[arg(long, default_value_t = 4)]
+    rooms: usize,
+    /// Messages in each of them
+    #[arg(long, default_value_t = 25_000)]
+    history_messages: u64,
 }
 
 fn main() -> ExitCode {
@@ -237,9 +248,12 @@ fn measure(common: &Common, command: Command) -> Result<bool> {
     let progress = Progress::new(common.quiet);
     let outcome = runtime(common.client_threads)?.block_on(async {
         for step in &plan {
-            for measurement in run_step(step, common, &cores, &progress).await? {
-                report.measurements.push(measurement);
-            }
+            // Dropping a step that is interrupted stops the servers that it started.
+            let measurements = tokio::select! {
+                measurements = run_step(step, common, &cores, &progress) => measurements?,
+                interrupted = machine::interrupted() => return interrupted,
+            };
+            report.measurements.extend(measurements);
         }
         anyhow::Ok(())
     });
@@ -283,36 +297,19 @@ fn plan(command: Command) -> Result<Vec<Step>> {
         Command::All {
             platform,
             suite,
-            pairs,
-            rooms,
-            history_messages,
+            store,
         } => {
             let platform = platform.subject()?;
             let mut subjects = vec![platform.clone()];
             subjects.extend(bare_servers());
             let mut steps = suite.on_each(&subjects);
-            steps.push(Step {
+            steps.extend(store.scenarios(suite.seconds).map(|scenario| Step {
                 subject: platform.clone(),
-                scenario: Scenario::Sends(sends::Options {
-                    pairs,
-                    windows: vec![1, 8],
-                    seconds: suite.seconds,
-                    content_bytes: CONTENT_BYTES,
-                }),
-            });
-            steps.push(Step {
-                subject: platform,
-                scenario: Scenario::History(history::Options {
-                    rooms,
-                    messages: history_messages,
-                    connections: 32,
-                    rate: 1_000.0,
-                    seconds: suite.seconds,
-                    content_bytes: CONTENT_BYTES,
-                }),
-            });
+                scenario,
+            }));
             Ok(steps)
         }
+        Command::Peers(arguments) => arguments.plan(),
         Command::BareServer { .. } => Ok(Vec::new()),
     }
 }
@@ -343,9 +340,11 @@ async fn run_step(
         tokens = prepared.with_context(|| explain(step, &server))?;
         server = server.restart(cores).await?;
     }
+    let pids = server.all_pids();
     let setting = Setting {
         subject: &name,
-        pids: &server.pids,
+        pids: &pids,
+        memory_pids: &server.pids,
         progress,
     };
     let outcome = run_scenario(&step.scenario, town, &setting, tokens).await;
@@ -411,6 +410,7 @@ fn notes(common: &Common, plan: &[Step]) -> Vec<String> {
                 "carillon: not started here, so memory freed after earlier work may hide a part of the KiB per socket"
                     .to_owned(),
             ),
+            Subject::Peer(peer, _) => more.extend(peer.notes()),
             _ => {}
         }
         for note in more {
@@ -438,9 +438,9 @@ impl Scenario {
 // === impl SuiteArguments ===
 
 impl SuiteArguments {
-    /// Idle and fan-out on each of the servers.
-    fn on_each(&self, subjects: &[Subject]) -> Vec<Step> {
-        let scenarios = [
+    /// Idle and fan-out.
+    fn scenarios(&self) -> [Scenario; 2] {
+        [
             Scenario::Idle(idle::Options {
                 sockets: self.sockets,
                 devices_per_user: 10,
@@ -454,8 +454,12 @@ impl SuiteArguments {
                 content_bytes: CONTENT_BYTES,
                 messages: None,
             }),
-        ];
-        scenarios
+        ]
+    }
+
+    /// Idle and fan-out on each of the servers.
+    fn on_each(&self, subjects: &[Subject]) -> Vec<Step> {
+        self.scenarios()
             .iter()
             .flat_map(|scenario| {
                 subjects.iter().map(|subject| Step {
@@ -464,6 +468,30 @@ impl SuiteArguments {
                 })
             })
             .collect()
+    }
+}
+
+// === impl StoreArguments ===
+
+impl StoreArguments {
+    /// Sends and history.
+    fn scenarios(&self, seconds: u64) -> [Scenario; 2] {
+        [
+            Scenario::Sends(sends::Options {
+                pairs: self.pairs,
+                windows: vec![1, 8],
+                seconds,
+                content_bytes: CONTENT_BYTES,
+            }),
+            Scenario::History(history::Options {
+                rooms: self.rooms,
+                messages: self.history_messages,
+                connections: 32,
+                rate: 1_000.0,
+                seconds,
+                content_bytes: CONTENT_BYTES,
+            }),
+        ]
     }
 }
 
@@ -516,6 +544,7 @@ mod tests {
             "all --server carillon --json out",
             "fanout --bare per-message --members 1,2",
             "ceiling",
+            "peers --server carillon --peers nats,go-hub --scenarios idle,sends --pin",
         ] {
             assert!(accepts(line), "{line}");
         }
@@ -528,6 +557,8 @@ mod tests {
             "idle --server carillon --pid 1",
             "history --bare joined",
             "fanout --bare sideways",
+            "peers",
+            "peers --server carillon --peers nobody",
         ] {
             assert!(!accepts(line), "{line}");
         }

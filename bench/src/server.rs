@@ -14,7 +14,10 @@ use tempfile::TempDir;
 
 use crate::bare::WriteMode;
 use crate::machine::Cores;
+use crate::peers::postgres::Postgres;
+use crate::peers::{Peer, Place};
 use crate::rest::Rest;
+use crate::wire::Wire;
 
 /// How long a started server may take until it is ready.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -40,6 +43,8 @@ pub enum Subject {
     },
     /// The bare server of this binary.
     Bare(WriteMode),
+    /// Another chat server, installed by `bench/peers/install`.
+    Peer(Peer, Place),
 }
 
 /// A server that can be talked to.
@@ -48,9 +53,15 @@ pub struct Server {
     pub address: SocketAddr,
     /// Its processes, if known.
     pub pids: Vec<u32>,
-    /// Whether it is a bare one.
-    pub is_bare: bool,
+    /// Those of its database, whose memory does not grow with sockets.
+    pub store_pids: Vec<u32>,
+    /// What it speaks.
+    pub wire: Wire,
+    /// What it takes from everybody when it has no accounts.
+    pub shared_token: String,
     process: Option<Process>,
+    /// After the process, so that it is dropped after it.
+    store: Option<Postgres>,
 }
 
 /// A child that is killed when it is forgotten.
@@ -83,6 +94,7 @@ impl Subject {
         match self {
             Self::Running { .. } | Self::Started { .. } => "carillon".to_owned(),
             Self::Bare(mode) => format!("bare, {}", mode.name()),
+            Self::Peer(peer, _) => peer.name().to_owned(),
         }
     }
 
@@ -93,13 +105,17 @@ impl Subject {
                 let server = Server {
                     address: *address,
                     pids: pids.clone(),
-                    is_bare: false,
+                    store_pids: Vec::new(),
+                    wire: Wire::Carillon,
+                    shared_token: String::new(),
                     process: None,
+                    store: None,
                 };
                 server.wait_until_ready().await
             }
             Self::Started { binary, scratch } => start_carillon(binary, scratch, cores).await,
             Self::Bare(mode) => start_bare(*mode, cores).await,
+            Self::Peer(peer, place) => peer.start(place, cores).await,
         }
     }
 }
@@ -157,20 +173,15 @@ async fn start_carillon(binary: &Path, scratch: &Path, cores: &Cores) -> Result<
         .stdin(Stdio::null())
         .stdout(log.try_clone().context("cannot share the server's log")?)
         .stderr(log);
-    let child = cores
-        .as_server(|| command.spawn())?
-        .with_context(|| format!("cannot start {}", binary.display()))?;
-    let server = Server {
+    Server::launch(
+        Wire::Carillon,
         address,
-        pids: vec![child.id()],
-        is_bare: false,
-        process: Some(Process {
-            command,
-            child,
-            directory: Some(directory),
-        }),
-    };
-    server.wait_until_ready().await
+        command,
+        Some(directory),
+        None,
+        cores,
+    )
+    .await
 }
 
 async fn start_bare(mode: WriteMode, cores: &Cores) -> Result<Server> {
@@ -182,24 +193,11 @@ async fn start_bare(mode: WriteMode, cores: &Cores) -> Result<Server> {
         .args(["--mode", mode.name()])
         .stdin(Stdio::null())
         .stdout(Stdio::null());
-    let child = cores
-        .as_server(|| command.spawn())?
-        .context("cannot start the bare server")?;
-    let server = Server {
-        address,
-        pids: vec![child.id()],
-        is_bare: true,
-        process: Some(Process {
-            command,
-            child,
-            directory: None,
-        }),
-    };
-    server.wait_until_ready().await
+    Server::launch(Wire::Bare, address, command, None, None, cores).await
 }
 
 /// Addresses that were free a moment ago, all different.
-fn free_addresses<const COUNT: usize>() -> Result<[SocketAddr; COUNT]> {
+pub fn free_addresses<const COUNT: usize>() -> Result<[SocketAddr; COUNT]> {
     let mut addresses = [SocketAddr::from(([127, 0, 0, 1], 0)); COUNT];
     let mut held = Vec::with_capacity(COUNT);
     for address in &mut addresses {
@@ -213,14 +211,42 @@ fn free_addresses<const COUNT: usize>() -> Result<[SocketAddr; COUNT]> {
 // === impl Server ===
 
 impl Server {
-    /// Waits for `/ready` (a bare server: for its port), or fails with what the server said.
+    /// Starts a process and waits until it is ready. Its log is `log` in the directory, which goes with it, as does its database.
+    pub async fn launch(
+        wire: Wire,
+        address: SocketAddr,
+        mut command: Command,
+        directory: Option<TempDir>,
+        store: Option<Postgres>,
+        cores: &Cores,
+    ) -> Result<Self> {
+        let child = cores
+            .as_server(|| command.spawn())?
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        let server = Self {
+            address,
+            pids: vec![child.id()],
+            store_pids: store.iter().map(Postgres::pid).collect(),
+            wire,
+            shared_token: "anybody".to_owned(),
+            process: Some(Process {
+                command,
+                child,
+                directory,
+            }),
+            store,
+        };
+        server.wait_until_ready().await
+    }
+
+    /// Waits for `/ready` (a server without REST: for its port), or fails with what the server said.
     async fn wait_until_ready(mut self) -> Result<Self> {
         let start = Instant::now();
         let rest = Rest::new(self.address);
         let mut tick = tokio::time::interval(Duration::from_millis(20));
         loop {
             tick.tick().await;
-            let answer = if self.is_bare {
+            let answer = if !self.wire.has_rest() {
                 tokio::net::TcpStream::connect(self.address)
                     .await
                     .map(drop)
@@ -261,10 +287,18 @@ impl Server {
 
     /// Stops a started server and waits for its end; a running one stays.
     pub async fn stop(mut self) -> Result<()> {
-        match &mut self.process {
-            Some(process) => process.stop().await,
+        if let Some(process) = &mut self.process {
+            process.stop().await?;
+        }
+        match self.store.take() {
+            Some(store) => store.stop().await,
             None => Ok(()),
         }
+    }
+
+    /// All processes, the database's included.
+    pub fn all_pids(&self) -> Vec<u32> {
+        [self.pids.as_slice(), &self.store_pids].concat()
     }
 
     /// Stops a started server and starts it again on its data; a running one stays as it is. So memory that was used to prepare a

@@ -1,6 +1,6 @@
 //! People, rooms and sockets on a server, whichever kind it is. What a scenario needs before it can begin.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::progress::Progress;
 use crate::rest::Rest;
 use crate::server::Server;
 use crate::websocket::{Socket, Turn};
+use crate::wire::{Wire, nats, socketio};
 
 /// Password of every account made here.
 const PASSWORD: &str = "carillon bench password";
@@ -36,7 +37,9 @@ pub struct Person {
 /// A server with people on it.
 pub struct Town {
     address: SocketAddr,
-    is_bare: bool,
+    wire: Wire,
+    /// What a server without accounts is told.
+    shared_token: String,
     /// Eight hexadecimal digits that tell this run's accounts and messages from others.
     pub run: String,
     rest: Rest,
@@ -49,7 +52,8 @@ impl Town {
     pub fn new(server: &Server, patience: Duration) -> Self {
         Self {
             address: server.address,
-            is_bare: server.is_bare,
+            wire: server.wire,
+            shared_token: server.shared_token.clone(),
             run: format!("{:08x}", rand::random::<u32>()),
             rest: Rest::new(server.address),
             people: Mutex::new(Vec::new()),
@@ -57,19 +61,19 @@ impl Town {
         }
     }
 
-    /// Whether only frames are spoken here, no REST.
+    /// What is spoken here.
+    pub fn wire(&self) -> Wire {
+        self.wire
+    }
+
+    /// Whether nothing is stored here.
     pub fn is_bare(&self) -> bool {
-        self.is_bare
+        self.wire == Wire::Bare
     }
 
     /// Where the server listens.
     pub fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    /// REST calls.
-    pub fn rest(&self) -> &Rest {
-        &self.rest
     }
 
     /// How long to wait for anything that does not move.
@@ -135,7 +139,7 @@ impl Town {
     }
 
     async fn register(&self, index: usize) -> Result<Person> {
-        if !self.is_bare {
+        if self.wire.has_rest() {
             let username = self.username(index);
             let email = format!("{username}@bench.example");
             let body = json!({"username": username, "email": email, "password": PASSWORD});
@@ -150,8 +154,8 @@ impl Town {
     }
 
     async fn log_in(&self, index: usize) -> Result<(String, String)> {
-        if self.is_bare {
-            return Ok((format!("user-{index}"), "anybody".to_owned()));
+        if !self.wire.has_rest() {
+            return Ok((format!("user-{index}"), self.shared_token.clone()));
         }
         let body = json!({"username": self.username(index), "password": PASSWORD});
         let answer = self
@@ -168,8 +172,8 @@ impl Town {
     /// A public room with these people in it, the first as its owner.
     pub async fn room(&self, name: &str, people: &[Person], progress: &Progress) -> Result<String> {
         let name = format!("{name} {} {:08x}", self.run, rand::random::<u32>());
-        if self.is_bare {
-            return Ok(name.replace(' ', "-"));
+        if !self.wire.has_rest() {
+            return self.room_without_rest(name.replace(' ', "-")).await;
         }
         let owner = people.first().context("a room needs an owner")?;
         let body = json!({"name": name, "description": "load test", "type": "public"});
@@ -202,8 +206,9 @@ impl Town {
 
     /// The direct room of two people.
     pub async fn direct_room(&self, one: &Person, other: &Person) -> Result<String> {
-        if self.is_bare {
-            return Ok(format!("{}-{}-{}", self.run, one.user_id, other.user_id));
+        if !self.wire.has_rest() {
+            let name = format!("{}-{}-{}", self.run, one.user_id, other.user_id);
+            return self.room_without_rest(name).await;
         }
         let body = json!({"recipient_id": other.user_id});
         let answer = self
@@ -213,8 +218,8 @@ impl Town {
         text(&answer["id"], "id of a direct room")
     }
 
-    /// Opens a socket and waits until the server says that it is authenticated; a bare server must be told the room, the platform
-    /// knows whose it is. `index` chooses the source address.
+    /// Opens a socket and waits until the server says that it is authenticated; a server without accounts must be told the room,
+    /// another knows whose it is. `index` chooses the source address.
     pub async fn connect(
         &self,
         index: usize,
@@ -223,15 +228,7 @@ impl Town {
     ) -> Result<Socket> {
         let opening = async {
             let source = machine::source_address(index).filter(|_| self.address.ip().is_loopback());
-            let mut socket = Socket::connect(self.address, source, "/api/v1/ws", token).await?;
-            wait_for(&mut socket, Kind::ConnectionAck).await?;
-            if let (true, Some(room_id)) = (self.is_bare, room_id) {
-                let join = format!(
-                    r#"{{"type":"join_room","id":"cb0","payload":{{"room_id":"{room_id}"}}}}"#
-                );
-                socket.writer().send(&join).await?;
-                wait_for(&mut socket, Kind::Ack).await?;
-            }
+            let socket = self.open(source, token, room_id).await?;
             anyhow::Ok(socket)
         };
         match tokio::time::timeout(self.patience, opening).await {
@@ -241,6 +238,55 @@ impl Town {
                 self.patience
             ),
         }
+    }
+
+    async fn open(
+        &self,
+        source: Option<Ipv4Addr>,
+        token: &str,
+        room_id: Option<&str>,
+    ) -> Result<Socket> {
+        if self.wire == Wire::Nats {
+            let mut socket = Socket::connect_nats(self.address, source, token).await?;
+            let writer = socket.writer();
+            if let Some(room_id) = room_id {
+                writer.send(&format!("SUB live.{room_id} 1")).await?;
+            }
+            writer.send(self.wire.ping()).await?;
+            wait_for(&mut socket, Kind::Pong).await?;
+            return Ok(socket);
+        }
+        let path = match self.wire {
+            Wire::SocketIo => socketio::PATH,
+            _ => "/api/v1/ws",
+        };
+        let mut socket = Socket::connect(self.address, source, path, token).await?;
+        if self.wire == Wire::SocketIo {
+            socket.writer().send(&socketio::connect(token)).await?;
+        }
+        wait_for(&mut socket, Kind::ConnectionAck).await?;
+        if let (Wire::Bare, Some(room_id)) = (self.wire, room_id) {
+            let join =
+                format!(r#"{{"type":"join_room","id":"cb0","payload":{{"room_id":"{room_id}"}}}}"#);
+            socket.writer().send(&join).await?;
+            wait_for(&mut socket, Kind::Ack).await?;
+        }
+        Ok(socket)
+    }
+
+    /// A room of a server that knows no members; NATS must be told to store what is sent there.
+    async fn room_without_rest(&self, room_id: String) -> Result<String> {
+        if self.wire == Wire::Nats {
+            let mut socket = self.connect(0, &self.shared_token, None).await?;
+            let request = nats::create_stream(&room_id);
+            socket.writer().send(&request).await?;
+            tokio::time::timeout(self.patience, wait_for(&mut socket, Kind::Ack))
+                .await
+                .map_err(|_| anyhow!("no answer within {:?}", self.patience))
+                .flatten()
+                .context("cannot make a stream")?;
+        }
+        Ok(room_id)
     }
 
     /// Opens a socket for each (token, room), many at once, in this order; `opened` gets each as soon as it is there.

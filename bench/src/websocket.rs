@@ -1,5 +1,5 @@
 //! A WebSocket client (RFC 6455) for one process with tens of thousands of sockets: all sockets of a thread read into one
-//! buffer, and a delivery is looked at where it lies.
+//! buffer, and a delivery is looked at where it lies. The framing of NATS, which needs no WebSocket, is read the same way.
 //!
 //! It does not do: TLS, compression, fragmented messages, frames larger than [`LARGEST_FRAME`]; the server's heartbeats are answered.
 
@@ -14,12 +14,17 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Mutex;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use crate::wire::{nats, socketio};
+
 /// Largest frame that is understood, in bytes, header included.
 pub const LARGEST_FRAME: usize = 256 * 1024;
 
-const TEXT: u8 = 0x1;
-const CLOSE: u8 = 0x8;
-const PING: u8 = 0x9;
+/// Opcode of a text.
+pub const TEXT: u8 = 0x1;
+/// Opcode of the end.
+pub const CLOSE: u8 = 0x8;
+/// Opcode of a heartbeat.
+pub const PING: u8 = 0x9;
 const PONG: u8 = 0xA;
 
 thread_local! {
@@ -47,7 +52,50 @@ pub struct Socket {
 
 /// The writing side of a socket; clones write to the same one.
 #[derive(Clone)]
-pub struct Writer(Arc<Mutex<OwnedWriteHalf>>);
+pub struct Writer {
+    half: Arc<Mutex<OwnedWriteHalf>>,
+    framing: Framing,
+}
+
+/// How bytes become frames.
+#[derive(Clone, Copy)]
+enum Framing {
+    WebSocket,
+    /// With the number of the connection, which names its inbox.
+    Nats(u64),
+}
+
+// === impl Framing ===
+
+impl Framing {
+    fn text(self, out: &mut Vec<u8>, text: &str) {
+        match self {
+            Self::WebSocket => encode(out, TEXT, text.as_bytes()),
+            Self::Nats(connection) => nats::encode(out, connection, text),
+        }
+    }
+
+    fn pong(self, out: &mut Vec<u8>, payload: &[u8]) {
+        match self {
+            Self::WebSocket => encode(out, PONG, payload),
+            Self::Nats(_) => out.extend_from_slice(b"PONG\r\n"),
+        }
+    }
+
+    fn decode(self, bytes: &[u8], on_frame: &mut impl FnMut(u8, &[u8])) -> Result<usize> {
+        match self {
+            Self::WebSocket => decode(bytes, on_frame),
+            Self::Nats(_) => nats::decode(bytes, on_frame),
+        }
+    }
+
+    fn describe_close(self, payload: &[u8]) -> String {
+        match self {
+            Self::WebSocket => describe_close(payload),
+            Self::Nats(_) => String::from_utf8_lossy(payload).into_owned(),
+        }
+    }
+}
 
 // === impl Writer ===
 
@@ -56,7 +104,7 @@ impl Writer {
     pub async fn send_all(&self, texts: &[String]) -> Result<()> {
         let mut bytes = Vec::with_capacity(texts.iter().map(|text| text.len() + 8).sum());
         for text in texts {
-            encode(&mut bytes, TEXT, text.as_bytes());
+            self.framing.text(&mut bytes, text);
         }
         self.write(&bytes).await
     }
@@ -64,19 +112,21 @@ impl Writer {
     /// Sends a text.
     pub async fn send(&self, text: &str) -> Result<()> {
         let mut bytes = Vec::with_capacity(text.len() + 8);
-        encode(&mut bytes, TEXT, text.as_bytes());
+        self.framing.text(&mut bytes, text);
         self.write(&bytes).await
     }
 
-    /// Says goodbye (code 1000). The server may be gone already, which is no error.
+    /// Says goodbye (code 1000; NATS has none). The server may be gone already, which is no error.
     pub async fn close(&self) {
         let mut bytes = Vec::new();
-        encode(&mut bytes, CLOSE, &1000_u16.to_be_bytes());
+        if let Framing::WebSocket = self.framing {
+            encode(&mut bytes, CLOSE, &1000_u16.to_be_bytes());
+        }
         let _ = self.write(&bytes).await;
     }
 
     async fn write(&self, bytes: &[u8]) -> Result<()> {
-        self.0
+        self.half
             .lock()
             .await
             .write_all(bytes)
@@ -119,20 +169,7 @@ impl Socket {
         path: &str,
         token: &str,
     ) -> Result<Self> {
-        let socket = match server {
-            SocketAddr::V4(_) => TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => TcpSocket::new_v6()?,
-        };
-        if let Some(source) = source {
-            socket
-                .bind((source, 0).into())
-                .with_context(|| format!("cannot connect from {source}"))?;
-        }
-        let mut stream = socket
-            .connect(server)
-            .await
-            .with_context(|| format!("cannot connect to {server}"))?;
-        stream.set_nodelay(true)?;
+        let mut stream = open_stream(server, source).await?;
         const KEY: &str = "Y2FyaWxsb24tYmVuY2gtMQ==";
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -143,13 +180,35 @@ impl Socket {
             .await
             .context("cannot ask for an upgrade")?;
         let carry = read_upgrade(&stream, KEY).await?;
+        Ok(Self::over(stream, Framing::WebSocket, carry))
+    }
+
+    /// Connects to a NATS server. A refused token closes the socket; a `PONG` to the first ping means that it was taken.
+    pub async fn connect_nats(
+        server: SocketAddr,
+        source: Option<std::net::Ipv4Addr>,
+        token: &str,
+    ) -> Result<Self> {
+        let stream = open_stream(server, source).await?;
+        let connection: u64 = rand::random();
+        let socket = Self::over(stream, Framing::Nats(connection), Vec::new());
+        let inbox = format!("SUB {}.> 0", nats::inbox(connection));
+        let hello = [nats::connect(token), inbox];
+        socket.writer.send_all(&hello).await?;
+        Ok(socket)
+    }
+
+    fn over(stream: TcpStream, framing: Framing, carry: Vec<u8>) -> Self {
         let (read, write) = stream.into_split();
-        Ok(Self {
+        Self {
             read,
-            writer: Writer(Arc::new(Mutex::new(write))),
+            writer: Writer {
+                half: Arc::new(Mutex::new(write)),
+                framing,
+            },
             carry_is_fresh: !carry.is_empty(),
             carry,
-        })
+        }
     }
 
     /// The writing side.
@@ -161,14 +220,18 @@ impl Socket {
     pub async fn read(&mut self, mut on_text: impl FnMut(&[u8])) -> Result<Turn> {
         let mut pongs = Vec::new();
         let mut closed = None;
+        let framing = self.writer.framing;
         let mut on_frame = |opcode: u8, payload: &[u8]| match opcode {
+            TEXT if payload == socketio::HEARTBEAT.0 => {
+                encode(&mut pongs, TEXT, socketio::HEARTBEAT.1);
+            }
             TEXT => on_text(payload),
-            PING => encode(&mut pongs, PONG, payload),
-            CLOSE => closed = Some(describe_close(payload)),
+            PING => framing.pong(&mut pongs, payload),
+            CLOSE => closed = Some(framing.describe_close(payload)),
             _ => {}
         };
         if std::mem::take(&mut self.carry_is_fresh) {
-            let consumed = decode(&self.carry, &mut on_frame)?;
+            let consumed = framing.decode(&self.carry, &mut on_frame)?;
             self.carry.drain(..consumed);
         } else {
             self.read.readable().await?;
@@ -185,7 +248,7 @@ impl Socket {
                     Err(error) => return Err(error.into()),
                 };
                 let filled = &scratch[..carry.len() + count];
-                let consumed = decode(filled, &mut on_frame)?;
+                let consumed = framing.decode(filled, &mut on_frame)?;
                 carry.clear();
                 carry.extend_from_slice(&filled[consumed..]);
                 ensure!(
@@ -205,6 +268,24 @@ impl Socket {
         }
         Ok(closed.map_or(Turn::Open, Turn::Closed))
     }
+}
+
+async fn open_stream(server: SocketAddr, source: Option<std::net::Ipv4Addr>) -> Result<TcpStream> {
+    let socket = match server {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if let Some(source) = source {
+        socket
+            .bind((source, 0).into())
+            .with_context(|| format!("cannot connect from {source}"))?;
+    }
+    let stream = socket
+        .connect(server)
+        .await
+        .with_context(|| format!("cannot connect to {server}"))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// Reads the answer to the upgrade; the bytes after it belong to the first frames.

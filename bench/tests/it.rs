@@ -110,3 +110,29 @@ fn a_target_that_does_not_answer_is_an_error() {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(stderr.contains(&address.to_string()), "{stderr}");
 }
+
+/// A peer that was asked for and is not there is an error that says what to do, not a missing column.
+#[test]
+fn a_peer_that_is_not_installed_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let installed = directory.path().to_str().unwrap();
+    let json = directory.path().join("json");
+    let output = bench(
+        &[
+            "peers",
+            "--server",
+            "carillon",
+            "--peers",
+            "nats,go-hub",
+            "--installed",
+            installed,
+        ],
+        &json,
+    );
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    for part in ["nats/nats-server", "go-hub/go-hub", "bench/peers/install"] {
+        assert!(stderr.contains(part), "{stderr}");
+    }
+    assert!(!json.exists());
+}

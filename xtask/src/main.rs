@@ -56,7 +56,10 @@ enum Task {
         /// Measure sends on the testbed's Cassandra, Redis and RabbitMQ, with a process for each role
         #[arg(long)]
         stores: bool,
-        /// Passed on to `carillon-bench`, instead of `all --pin --server … --scratch …`
+        /// Install other chat servers and measure them side by side with Carillon
+        #[arg(long, conflicts_with = "stores")]
+        peers: bool,
+        /// Passed on to `carillon-bench`, instead of `all --pin --server … --scratch …`; with --peers, after that
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
@@ -107,11 +110,14 @@ fn run(task: Task) -> Result<()> {
         Task::Bench {
             stores: true,
             arguments,
+            ..
         } => bench_on_stores(&arguments),
         Task::Bench {
-            stores: false,
+            peers: true,
             arguments,
-        } => bench(&arguments),
+            ..
+        } => bench_with_peers(&arguments),
+        Task::Bench { arguments, .. } => bench(&arguments),
         Task::Testbed { command } => testbed(command),
     }
 }
@@ -137,28 +143,47 @@ fn tidy() -> Result<()> {
 }
 
 fn bench(arguments: &[OsString]) -> Result<()> {
-    let build = process::step("build the platform and the load generator", || {
-        cargo::build(&["--release", "-p", "carillon", "-p", "carillon-bench"])
-    })?;
-    let server = build.binary("carillon")?;
+    let build = build_for_bench()?;
     let mut command = Command::new(build.binary("carillon-bench")?);
     command.current_dir(process::root());
     if arguments.is_empty() {
-        // Beside the programs: fsync means nothing on a file system in memory, as a temporary directory may be.
-        let scratch = server.parent().context("a program is in a folder")?;
-        command.args(["all", "--pin", "--server"]).arg(server);
-        command.arg("--scratch").arg(scratch);
+        measure_build(&mut command, "all", &build)?;
     } else {
         command.args(arguments);
     }
     process::run(&mut command)
 }
 
+fn bench_with_peers(arguments: &[OsString]) -> Result<()> {
+    process::run(&mut Command::new(
+        process::root().join("bench/peers/install"),
+    ))?;
+    let build = build_for_bench()?;
+    let mut command = Command::new(build.binary("carillon-bench")?);
+    command.current_dir(process::root());
+    measure_build(&mut command, "peers", &build)?;
+    process::run(command.args(arguments))
+}
+
+fn build_for_bench() -> Result<cargo::Build> {
+    process::step("build the platform and the load generator", || {
+        cargo::build(&["--release", "-p", "carillon", "-p", "carillon-bench"])
+    })
+}
+
+/// Appends what to measure: this build's server, pinned.
+fn measure_build(command: &mut Command, scenarios: &str, build: &cargo::Build) -> Result<()> {
+    let server = build.binary("carillon")?;
+    // Beside the programs: fsync means nothing on a file system in memory, as a temporary directory may be.
+    let scratch = server.parent().context("a program is in a folder")?;
+    command.args([scenarios, "--pin", "--server"]).arg(server);
+    command.arg("--scratch").arg(scratch);
+    Ok(())
+}
+
 fn bench_on_stores(arguments: &[OsString]) -> Result<()> {
     process::run(&mut servers::script("install", &[]))?;
-    let build = process::step("build the platform and the load generator", || {
-        cargo::build(&["--release", "-p", "carillon", "-p", "carillon-bench"])
-    })?;
+    let build = build_for_bench()?;
     let cluster = cargo::build(&["-p", "carillon-tests", "--example", "cluster"])?;
     let servers = servers::Servers::stores("127.0.0.1")?;
     let mut command = Command::new(cluster.example("cluster")?);

@@ -94,7 +94,8 @@ pub async fn run(
     let people = town.people(members + senders, 1, progress).await?;
     let room_id = town.room("fanout", &people, progress).await?;
     let board = Arc::new(Board {
-        stamper: Stamper::new(&format!("{}-f{members}", town.run), options.content_bytes),
+        stamper: Stamper::new(&format!("{}-f{members}", town.run), options.content_bytes)
+            .speaking(town.wire()),
         room_id: room_id.clone(),
         members: members as u32,
         seen: (0..RING).map(|_| AtomicU32::new(0)).collect(),

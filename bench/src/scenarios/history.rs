@@ -5,12 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use bytes::Bytes;
 use hdrhistogram::Histogram;
-use http::{Method, StatusCode};
 use parking_lot::Mutex;
 use rand::Rng;
-use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
@@ -18,8 +15,8 @@ use super::{CpuClock, Setting, Shares};
 use crate::checks::{Check, Failures, Span};
 use crate::frames::{self, Kind, Stamp, Stamper, now_nanos};
 use crate::pace;
+use crate::pages::{Page, Pages};
 use crate::report::{Better, Measurement};
-use crate::rest::Connection;
 use crate::town::{Person, Town};
 use crate::websocket::Turn;
 
@@ -90,7 +87,8 @@ pub async fn run(town: Arc<Town>, setting: &Setting<'_>, options: &Options) -> R
     measurement.parameter("page", PAGE);
 
     let people = town.people(options.rooms, 1, setting.progress).await?;
-    let stamper = Stamper::new(&format!("{}-h", town.run), options.content_bytes);
+    let stamper =
+        Stamper::new(&format!("{}-h", town.run), options.content_bytes).speaking(town.wire());
     let rooms = fill(&town, setting, options, &people, &stamper).await?;
     let filled: u64 = rooms.iter().map(|room| room.span.count).sum();
     let board = Arc::new(Board {
@@ -232,11 +230,11 @@ async fn saturate(
     const WARM_UP: Duration = Duration::from_secs(1);
     let mut workers = JoinSet::new();
     for _ in 0..options.connections {
-        let mut connection = Connection::open(town.address()).await?;
+        let mut pages = Pages::open(town, &board.rooms[0].token).await?;
         let board = board.clone();
         workers.spawn(async move {
             while !board.stop.load(Relaxed) {
-                board.read_page(&mut connection).await;
+                board.read_page(&mut pages).await;
             }
         });
     }
@@ -280,7 +278,7 @@ async fn fixed_rate(
     let duration = Duration::from_secs(options.seconds);
     let mut connections = Vec::with_capacity(options.connections);
     for _ in 0..options.connections {
-        connections.push(Connection::open(town.address()).await?);
+        connections.push(Pages::open(town, &board.rooms[0].token).await?);
     }
     board
         .keep_from
@@ -298,13 +296,13 @@ async fn fixed_rate(
             }
         }
     });
-    for mut connection in connections {
+    for mut pages in connections {
         let (board, take) = (board.clone(), take.clone());
         workers.spawn(async move {
             loop {
                 let next = take.lock().await.recv().await;
                 let Some(at) = next else { return };
-                board.read_page(&mut connection).await;
+                board.read_page(&mut pages).await;
                 if at >= board.keep_from.load(Relaxed) {
                     pace::record(&mut board.latencies.lock(), at, now_nanos());
                 }
@@ -339,7 +337,7 @@ fn shared_channel() -> (mpsc::Sender<u64>, Shared) {
 
 impl Board {
     /// Reads a page before a random place, and looks whether it is the right one.
-    async fn read_page(&self, connection: &mut Connection) {
+    async fn read_page(&self, pages: &mut Pages) {
         let (room, before) = {
             let mut random = rand::rng();
             let room = &self.rooms[random.random_range(0..self.rooms.len())];
@@ -348,37 +346,22 @@ impl Board {
             } = room.span;
             (room, random.random_range(lowest + PAGE..=highest + 1))
         };
-        let path = format!(
-            "/api/v1/rooms/{}/messages?limit={PAGE}&before={before}",
-            room.id
-        );
-        let answer = connection
-            .request(Method::GET, &path, Some(&room.token), None)
-            .await;
+        let answer = pages.read(&room.id, &room.token, Some(before), PAGE).await;
         let number = self.pages.fetch_add(1, Relaxed);
-        let verdict = answer.and_then(|(status, body)| {
-            self.check_page(status, &body, number.is_multiple_of(PARSED_ONE_IN), before)
-        });
+        let verdict = answer
+            .and_then(|page| self.check_page(&page, number.is_multiple_of(PARSED_ONE_IN), before));
         if let Err(error) = verdict {
-            self.failures.note(format!("{path}: {error:#}"));
+            let id = &room.id;
+            self.failures
+                .note(format!("room {id} before {before}: {error:#}"));
         }
     }
 
-    fn check_page(&self, status: StatusCode, body: &Bytes, parse: bool, before: u64) -> Result<()> {
-        ensure!(
-            status == StatusCode::OK,
-            "answered {status}: {}",
-            frames::excerpt(body)
-        );
-        let found = self.stamper.count(body) as u64;
+    fn check_page(&self, page: &Page, parse: bool, before: u64) -> Result<()> {
+        let found = self.stamper.count(page.bytes()) as u64;
         ensure!(found == PAGE, "{found} messages instead of {PAGE}");
         if parse {
-            let page: Value = serde_json::from_slice(body).context("the page is no JSON")?;
-            let items = page["items"].as_array().context("the page has no items")?;
-            let mut sequences: Vec<u64> = items
-                .iter()
-                .filter_map(|item| item["sequence"].as_u64())
-                .collect();
+            let mut sequences = page.sequences()?;
             sequences.sort_unstable();
             ensure!(
                 sequences.iter().copied().eq(before - PAGE..before),

@@ -61,7 +61,7 @@ pub async fn run(
     measurement.parameter("hold seconds", options.hold);
     let wanted = tokens.into_iter().map(|token| (token, None)).collect();
 
-    let before = machine::resident_kib(setting.pids)?;
+    let before = machine::resident_kib(setting.memory_pids)?;
     let failures = Arc::new(Failures::default());
     let pongs = Arc::new(AtomicU64::new(0));
     let mut readers = JoinSet::new();
@@ -107,11 +107,11 @@ pub async fn run(
             || format!("{} of {} s", held.elapsed().as_secs(), options.hold),
         )
         .await?;
-    let after = machine::resident_kib(setting.pids)?;
+    let after = machine::resident_kib(setting.memory_pids)?;
 
     for chunk in writers.chunks(256) {
         for writer in chunk {
-            writer.send(frames::PING).await?;
+            writer.send(town.wire().ping()).await?;
         }
         tokio::task::yield_now().await;
     }
@@ -134,7 +134,7 @@ pub async fn run(
         sockets as f64 / connecting.as_secs_f64(),
         Better::Higher,
     );
-    if !setting.pids.is_empty() {
+    if !setting.memory_pids.is_empty() {
         let growth = after.saturating_sub(before) as f64;
         measurement.figure(
             "server RSS before, MiB",

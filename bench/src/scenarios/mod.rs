@@ -16,8 +16,10 @@ use crate::report::{Better, Measurement};
 pub struct Setting<'a> {
     /// Column of the table.
     pub subject: &'a str,
-    /// The server's processes, if known.
+    /// The server's processes, if known; for CPU time, together with those that they started.
     pub pids: &'a [u32],
+    /// Those of them whose memory grows with the sockets.
+    pub memory_pids: &'a [u32],
     /// Where progress is shown.
     pub progress: &'a crate::progress::Progress,
 }
@@ -35,7 +37,7 @@ impl<'a> CpuClock<'a> {
     pub fn start(pids: &'a [u32]) -> Result<Self> {
         Ok(Self {
             start: Instant::now(),
-            server: machine::cpu_seconds(pids)?,
+            server: machine::cpu_seconds_with_children(pids)?,
             client: machine::cpu_seconds(&[std::process::id()])?,
             pids,
         })
@@ -49,7 +51,7 @@ impl<'a> CpuClock<'a> {
     /// Per cent of one core that server and client used since the start.
     pub fn shares(&self) -> Result<Shares> {
         let elapsed = self.start.elapsed().as_secs_f64();
-        let server = machine::cpu_seconds(self.pids)? - self.server;
+        let server = machine::cpu_seconds_with_children(self.pids)? - self.server;
         let client = machine::cpu_seconds(&[std::process::id()])? - self.client;
         Ok(Shares {
             server: (!self.pids.is_empty()).then_some(100.0 * server / elapsed),

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
-use http::Method;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -16,6 +15,7 @@ use super::{CpuClock, Setting, Shares};
 use crate::checks::{Audit, Check, Failures, Span, Tracker};
 use crate::frames::{self, Kind, Stamp, Stamper, now_nanos};
 use crate::pace;
+use crate::pages::Pages;
 use crate::report::{Better, Measurement};
 use crate::town::{Person, Town};
 use crate::websocket::{Socket, Turn, Writer};
@@ -85,7 +85,8 @@ pub async fn run(town: Arc<Town>, setting: &Setting<'_>, options: &Options) -> R
         }));
     }
     let board = Arc::new(Board {
-        stamper: Stamper::new(&format!("{}-s", town.run), options.content_bytes),
+        stamper: Stamper::new(&format!("{}-s", town.run), options.content_bytes)
+            .speaking(town.wire()),
         next_number: AtomicU64::new(0),
         acknowledged: AtomicU64::new(0),
         delivered: AtomicU64::new(0),
@@ -358,17 +359,17 @@ async fn check_history(
 ) -> Result<Check> {
     const LOOKED_AT: usize = 20;
     let (mut right, mut looked_at) = (0, 0);
+    let mut pages = Pages::open(town, &people[0].tokens[0]).await?;
     for (pair, two) in pairs.iter().zip(people.chunks(2)).take(LOOKED_AT) {
-        let path = format!("/api/v1/rooms/{}/messages?limit=1", pair.room_id);
-        let (status, body) = town
-            .rest()
-            .request(Method::GET, &path, Some(&two[1].tokens[0]), None)
-            .await?;
+        let token = &two[1].tokens[0];
+        let page = pages.read(&pair.room_id, token, None, 1).await?;
         let span = pair.sender.lock().span.clone();
-        let newest = (span.count > 0).then_some(span.highest);
-        let is_right = status.is_success()
-            && stamper.count(&body) as u64 == span.count.min(1)
-            && frames::sequence(&body) == newest;
+        let newest: Vec<u64> = (span.count > 0)
+            .then_some(span.highest)
+            .into_iter()
+            .collect();
+        let is_right =
+            stamper.count(page.bytes()) as u64 == span.count.min(1) && page.sequences()? == newest;
         right += u64::from(is_right);
         looked_at += 1;
     }
