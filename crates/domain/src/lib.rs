@@ -10,6 +10,7 @@ pub mod ids;
 pub mod media;
 mod network;
 pub mod partition;
+pub mod people;
 pub mod policy;
 pub mod ports;
 pub mod presence;

@@ -8,6 +8,7 @@ pub mod blobs;
 pub mod bus;
 pub mod ephemeral;
 pub mod media;
+pub mod people;
 pub mod presence;
 pub mod push_queue;
 pub mod push_targets;

@@ -42,10 +42,12 @@ pub(super) enum Table {
     Media,
     /// User → when last seen.
     LastSeen,
+    /// `c` user, other → since and `C` other, user → nothing: contacts; `b`, `B` alike: blocks; `n`, `m` user → how many.
+    People,
 }
 
 /// Names on disk, in the order of [`Table`], and the size in MiB at which a table's newest rows move from memory to a file.
-const TABLES: [(Table, &str, u64); 18] = [
+const TABLES: [(Table, &str, u64); 19] = [
     (Table::Meta, "meta", 4),
     (Table::Accounts, "accounts", 4),
     (Table::Sessions, "sessions", 4),
@@ -64,6 +66,7 @@ const TABLES: [(Table, &str, u64); 18] = [
     (Table::PushTargets, "push_targets", 4),
     (Table::Media, "media", 4),
     (Table::LastSeen, "last_seen", 4),
+    (Table::People, "people", 4),
 ];
 
 impl Table {

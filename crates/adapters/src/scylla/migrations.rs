@@ -88,6 +88,16 @@ const MIGRATIONS: &[Migration] = &[Migration {
             id uuid PRIMARY KEY, room uuid, owner uuid, file_name text, content_type text,
             size bigint, sha256 text, created_at timestamp)",
     ],
+}, Migration {
+    version: 3,
+    name: "contacts and blocks",
+    statements: &[
+        // Who said it of whom, and the same by whom it is about.
+        "CREATE TABLE IF NOT EXISTS {}.contacts (user uuid, other uuid, since timestamp, PRIMARY KEY (user, other))",
+        "CREATE TABLE IF NOT EXISTS {}.contacts_about (user uuid, other uuid, PRIMARY KEY (user, other))",
+        "CREATE TABLE IF NOT EXISTS {}.blocks (user uuid, other uuid, since timestamp, PRIMARY KEY (user, other))",
+        "CREATE TABLE IF NOT EXISTS {}.blocks_about (user uuid, other uuid, PRIMARY KEY (user, other))",
+    ],
 }];
 
 /// How long a process may hold the right to migrate without renewing it: a crashed one blocks others no longer than this.
