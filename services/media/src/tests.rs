@@ -39,6 +39,7 @@ impl World {
         let presence = PresenceRole::new(
             stores.presence.clone(),
             stores.rooms.clone(),
+            stores.people.clone(),
             stores.bus.clone(),
             clock.clone(),
             PresenceOptions::default(),

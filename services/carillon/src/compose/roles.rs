@@ -3,15 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use carillon_auth::{
-    Auth, AuthOptions, DevOtp, OtpProvider, PasswordOptions, SigningKeys, Verifier, VerifyingKeys,
+    Auth, AuthOptions, DevOtp, OtpProvider, PasswordOptions, People, SigningKeys, Verifier,
+    VerifyingKeys,
 };
 use carillon_crds::config::{self as crds, KeysConfig, PlatformConfig};
 use carillon_domain::{
     Clock, ReplicaId,
     ports::{BlobStore, Probe, PushQueue},
     services::{
-        AuthService, MediaService, MessageService, NotificationService, PresenceService,
-        TokenVerifier,
+        AuthService, MediaService, MessageService, NotificationService, PeopleService,
+        PresenceService, TokenVerifier,
     },
     time::SystemClock,
 };
@@ -81,6 +82,7 @@ pub fn auth(
     };
     let ports = carillon_auth::Ports {
         accounts: wide.accounts.clone(),
+        people: wide.people.clone(),
         sessions: fast.sessions.clone(),
         ephemeral: fast.ephemeral.clone(),
         bus: fast.bus.clone(),
@@ -100,6 +102,16 @@ pub fn auth(
     Ok(Arc::new(auth))
 }
 
+/// Contacts and blocks; a part of the auth role.
+pub fn people(wide: &WideStore, fast: &FastStore) -> Arc<dyn PeopleService> {
+    Arc::new(People::new(
+        wide.people.clone(),
+        wide.accounts.clone(),
+        fast.bus.clone(),
+        clock(),
+    ))
+}
+
 /// Presence, with the work that it does by itself.
 pub fn presence(config: &PlatformConfig, wide: &WideStore, fast: &FastStore) -> Arc<PresenceRole> {
     let options = PresenceOptions {
@@ -109,6 +121,7 @@ pub fn presence(config: &PlatformConfig, wide: &WideStore, fast: &FastStore) -> 
     Arc::new(PresenceRole::new(
         fast.presence.clone(),
         wide.rooms.clone(),
+        wide.people.clone(),
         fast.bus.clone(),
         clock(),
         options,
@@ -238,6 +251,7 @@ fn base_url(text: &str, name: &str) -> Result<url::Url, Failure> {
 pub struct GatewayCalls {
     pub auth: Arc<dyn AuthService>,
     pub verifier: Arc<dyn TokenVerifier>,
+    pub people: Arc<dyn PeopleService>,
     pub messages: Arc<dyn MessageService>,
     pub presence: Arc<dyn PresenceService>,
     pub media: Arc<dyn MediaService>,
@@ -278,6 +292,7 @@ pub fn gateway(
     let services = Services {
         auth: calls.auth,
         verifier: calls.verifier,
+        people: calls.people,
         messages: calls.messages,
         presence: calls.presence,
         media: calls.media,

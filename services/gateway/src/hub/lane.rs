@@ -140,6 +140,8 @@ async fn handle(inner: &Arc<Inner>, signal: Signal, delivery: &mut Delivery) {
         // A mark only ever rises, and is fetched again on resume: whoever is behind can do without this one. The reader's own
         // devices take their unread counts from it.
         Signal::Read { room, user, .. } => broadcast(inner, room, &signal, user, Own::Sure),
+        Signal::ContactPresence { ref to, user, .. } => inner.contact_presence(to, user, &signal),
+        Signal::BlocksChanged { user } => inner.blocks_changed(user),
         Signal::RoomAdded {
             user,
             room,
