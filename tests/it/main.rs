@@ -10,6 +10,7 @@ mod embedded;
 mod faults;
 mod grpc;
 mod layout;
+mod people;
 mod plans;
 mod push;
 mod real;
