@@ -4,12 +4,13 @@ use std::{error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
     "carillon/auth/v1/auth.proto",
     "carillon/message/v1/message.proto",
     "carillon/presence/v1/presence.proto",
     "carillon/media/v1/media.proto",
     "carillon/notification/v1/notification.proto",
+    "carillon/people/v1/people.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

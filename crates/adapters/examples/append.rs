@@ -11,7 +11,7 @@ use std::{
 use carillon_adapters::embedded;
 use carillon_domain::{
     ClientMessageId, MessageId, ReplicaId, RoomId, Sequence, Timestamp, UserId,
-    event::{Draft, EventBody, MessageType, RoomEvent},
+    event::{Draft, EventBody, Mentions, MessageType, RoomEvent},
     partition::Partition,
 };
 
@@ -107,6 +107,7 @@ async fn append_until(
                     content: "The quick brown fox jumps over the lazy dog.".into(),
                     reply_to: None,
                 },
+                mentions: Mentions::default(),
             },
         };
         let began = Instant::now();

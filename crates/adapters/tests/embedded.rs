@@ -64,6 +64,12 @@ async fn push_targets() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn people() {
+    let (stores, _folder) = fresh();
+    conformance::people::all(stores.people).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn media() {
     let (stores, _folder) = fresh();
     conformance::media::all(stores.media_index).await;

@@ -11,6 +11,7 @@ pub mod limit;
 pub mod media;
 mod network;
 pub mod partition;
+pub mod people;
 pub mod policy;
 pub mod ports;
 pub mod presence;

@@ -71,6 +71,17 @@ pub enum Signal {
         /// When last connected.
         last_seen: Option<Timestamp>,
     },
+    /// Somebody's presence changed; sent to people who have them as a contact (PRES-03).
+    ContactPresence {
+        /// Who is told: people of the topic's partition.
+        to: Vec<UserId>,
+        /// Who.
+        user: UserId,
+        /// New state.
+        state: PresenceState,
+        /// When last connected.
+        last_seen: Option<Timestamp>,
+    },
     /// Somebody has read up to a place (MSG-06).
     Read {
         /// Where.
@@ -126,6 +137,12 @@ pub enum Signal {
         device: Option<DeviceId>,
         /// The access token that is refused from now on.
         token_id: Option<Uuid>,
+    },
+    /// A block between a user and somebody is about to be made or ended, or was: the gateways that hold the user's sockets look who is
+    /// hidden from them, now and again after a moment.
+    BlocksChanged {
+        /// Who.
+        user: UserId,
     },
     /// A person chose a state for a device: the gateway that holds its socket renews its lease with it from now on.
     PresenceChosen {

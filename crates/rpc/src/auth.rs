@@ -193,9 +193,9 @@ impl server::AuthService for AuthServer {
         &self,
         request: Request<pb::GetUsersRequest>,
     ) -> Result<Response<pb::GetUsersResponse>, Status> {
-        handle(request, |_, get| async move {
+        handle(request, |caller, get| async move {
             let ids = values::ids("user_ids", &get.user_ids, MAX_USERS)?;
-            let users = self.service.users(&ids).await?;
+            let users = self.service.users(viewer(caller)?, &ids).await?;
             Ok(pb::GetUsersResponse {
                 users: users.into_iter().map(user_to_proto).collect(),
             })
@@ -207,8 +207,11 @@ impl server::AuthService for AuthServer {
         &self,
         request: Request<pb::GetUserByNameRequest>,
     ) -> Result<Response<pb::GetUserByNameResponse>, Status> {
-        handle(request, |_, get| async move {
-            let user = self.service.user_by_name(&get.username).await?;
+        handle(request, |caller, get| async move {
+            let user = self
+                .service
+                .user_by_name(viewer(caller)?, &get.username)
+                .await?;
             Ok(pb::GetUserByNameResponse {
                 user: user.map(user_to_proto),
             })
@@ -415,15 +418,18 @@ impl AuthService for AuthClient {
         Ok(())
     }
 
-    async fn users(&self, ids: &[UserId]) -> Result<Vec<User>> {
+    async fn users(&self, viewer: Option<UserId>, ids: &[UserId]) -> Result<Vec<User>> {
         let request = pb::GetUsersRequest {
             user_ids: values::texts(ids),
         };
         let found = self
             .rpc
-            .call("GetUsers", For::Nobody, request, |mut c, r| async move {
-                c.get_users(r).await
-            })
+            .call(
+                "GetUsers",
+                on_behalf_of(viewer),
+                request,
+                |mut c, r| async move { c.get_users(r).await },
+            )
             .await?;
         found
             .users
@@ -432,7 +438,7 @@ impl AuthService for AuthClient {
             .collect()
     }
 
-    async fn user_by_name(&self, username: &str) -> Result<Option<User>> {
+    async fn user_by_name(&self, viewer: Option<UserId>, username: &str) -> Result<Option<User>> {
         let request = pb::GetUserByNameRequest {
             username: username.to_owned(),
         };
@@ -440,7 +446,7 @@ impl AuthService for AuthClient {
             .rpc
             .call(
                 "GetUserByName",
-                For::Nobody,
+                on_behalf_of(viewer),
                 request,
                 |mut c, r| async move { c.get_user_by_name(r).await },
             )
@@ -494,6 +500,20 @@ impl AuthService for AuthClient {
             .await?;
         answer(identity(redeemed))
     }
+}
+
+// === who looks ===
+
+/// Who looks at a profile; nobody when it is a role's own question.
+fn viewer(caller: Caller) -> Result<Option<UserId>> {
+    match caller {
+        Caller::Role { user, .. } => Ok(user),
+        _ => caller.actor().map(Some),
+    }
+}
+
+fn on_behalf_of(viewer: Option<UserId>) -> For<'static> {
+    viewer.map_or(For::Nobody, For::User)
 }
 
 // === values ===

@@ -52,12 +52,13 @@ const GUESSABLE: [&str; 5] = [
 ];
 
 /// Methods that take the word of a gateway for something, or answer without regard to a reader.
-const INTERNAL: [&str; 7] = [
+const INTERNAL: [&str; 8] = [
     "/carillon.auth.v1.AuthService/RedeemTicket",
     "/carillon.message.v1.MessageService/Locate",
     "/carillon.message.v1.MessageService/GetHeads",
     "/carillon.message.v1.MessageService/GetOverviews",
     "/carillon.message.v1.MessageService/GetTail",
+    "/carillon.people.v1.PeopleService/GetHidden",
     "/carillon.presence.v1.PresenceService/Renew",
     "/carillon.presence.v1.PresenceService/Release",
 ];

@@ -26,5 +26,10 @@ pub mod notification {
     tonic::include_proto!("carillon.notification.v1");
 }
 
+/// `carillon.people.v1`.
+pub mod people {
+    tonic::include_proto!("carillon.people.v1");
+}
+
 /// Descriptors of every package above with their imports: an encoded `google.protobuf.FileDescriptorSet`.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/carillon.bin"));

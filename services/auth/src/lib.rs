@@ -1,6 +1,7 @@
-//! Accounts, logins and tokens: the auth role, and the check of access tokens that every other role does by itself.
+//! Accounts, logins and tokens, contacts and blocks: the auth role, and the check of access tokens that every other role does by itself.
 //!
-//! [`Auth`] is the role: it implements [`carillon_domain::services::AuthService`] over ports. [`Verifier`] implements
+//! [`Auth`] is the role: it implements [`carillon_domain::services::AuthService`] over ports, and [`People`] beside it
+//! [`carillon_domain::services::PeopleService`]. [`Verifier`] implements
 //! [`carillon_domain::services::TokenVerifier`] with the public keys alone. This is the only crate that knows JWT and password
 //! hashes. It opens no connection and serves nothing; requests per address are limited by the gateway, and one-time codes are
 //! sent by an [`OtpProvider`] that is handed in.
@@ -9,6 +10,7 @@ mod keys;
 mod limits;
 mod otp;
 mod password;
+mod people;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -18,6 +20,7 @@ mod verifier;
 pub use keys::{KeyError, SigningKeys, VerifyingKeys, jwks};
 pub use otp::{DevOtp, OtpProvider};
 pub use password::PasswordOptions;
+pub use people::People;
 pub use service::{Auth, AuthOptions, AuthOptionsError, Ports};
 pub use token::{ACCESS_AUDIENCE, REFRESH_AUDIENCE};
 pub use verifier::Verifier;

@@ -1,6 +1,7 @@
 //! The auth role's use cases.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -11,7 +12,7 @@ use carillon_domain::{
     Clock, DeviceId, Error, ErrorCode, Result, Timestamp, UserId,
     account::{Account, ClientInfo, Identity, Session, Tokens, User},
     network_of,
-    ports::{AccountStore, Bus, Ephemeral, Rotation, SessionStore},
+    ports::{AccountStore, Bus, Ephemeral, PeopleStore, Rotation, SessionStore},
     services::{AuthService, Login, NewAccount},
     signal::{Signal, Topic},
     validate,
@@ -27,6 +28,7 @@ use crate::{
     limits::{self, Limit},
     otp::OtpProvider,
     password::{PasswordOptions, Passwords, Verdict},
+    people::is_hidden_from,
     token::{Claims, TokenKind},
     verifier::refuse_revoked,
 };
@@ -110,6 +112,8 @@ pub struct AuthOptionsError(String);
 pub struct Ports {
     /// Accounts.
     pub accounts: Arc<dyn AccountStore>,
+    /// Who blocked whom.
+    pub people: Arc<dyn PeopleStore>,
     /// Sessions and the deny-list.
     pub sessions: Arc<dyn SessionStore>,
     /// Counters, tickets, pending codes.
@@ -630,20 +634,39 @@ impl AuthService for Auth {
         }
     }
 
-    async fn users(&self, ids: &[UserId]) -> Result<Vec<User>> {
+    async fn users(&self, viewer: Option<UserId>, ids: &[UserId]) -> Result<Vec<User>> {
         if ids.len() > 1000 {
             return Err(Error::invalid("ids", "at most 1000"));
         }
-        let accounts = self.ports.accounts.by_ids(ids).await?;
-        Ok(accounts.into_iter().map(|account| account.user).collect())
+        let between = async {
+            match viewer {
+                Some(viewer) => self.ports.people.blocked_between(viewer, ids).await,
+                None => Ok(Vec::new()),
+            }
+        };
+        let (accounts, between) = futures::try_join!(self.ports.accounts.by_ids(ids), between)?;
+        let hidden: HashSet<UserId> = between
+            .into_iter()
+            .filter(|between| between.by_other)
+            .map(|between| between.other)
+            .collect();
+        let users = accounts.into_iter().map(|account| account.user);
+        Ok(users.filter(|user| !hidden.contains(&user.id)).collect())
     }
 
-    async fn user_by_name(&self, username: &str) -> Result<Option<User>> {
+    async fn user_by_name(&self, viewer: Option<UserId>, username: &str) -> Result<Option<User>> {
         if !validate::is_username(username) {
             return Ok(None);
         }
-        let account = self.ports.accounts.by_username(username).await?;
-        Ok(account.map(|account| account.user))
+        let Some(account) = self.ports.accounts.by_username(username).await? else {
+            return Ok(None);
+        };
+        if let Some(viewer) = viewer
+            && is_hidden_from(self.ports.people.as_ref(), viewer, account.user.id).await?
+        {
+            return Ok(None);
+        }
+        Ok(Some(account.user))
     }
 
     async fn me(&self, who: &Identity) -> Result<(User, Option<String>)> {

@@ -13,6 +13,7 @@ use carillon_adapters::embedded;
 use carillon_domain::{
     Clock, DeviceId, Error, ErrorCode, Result, Timestamp, UserId,
     account::{Account, ClientInfo, Identity, Session, Tokens, User},
+    people::Relation,
     ports::{BusItem, Rotation, SessionStore},
     services::{AuthService, Login, NewAccount, TokenVerifier},
     signal::{Signal, Topic},
@@ -136,6 +137,7 @@ impl World {
         });
         let ports = Ports {
             accounts: stores.accounts.clone(),
+            people: stores.people.clone(),
             sessions: sessions.clone(),
             ephemeral: stores.ephemeral.clone(),
             bus: stores.bus.clone(),
@@ -236,12 +238,51 @@ async fn names_are_taken_once() {
     assert_eq!(error.code, ErrorCode::AlreadyExists);
     let fields: Vec<_> = error.fields.iter().map(|f| f.field.as_str()).collect();
     assert_eq!(fields, ["username", "email"]);
-    let found = world.auth.user_by_name("ANN").await.unwrap();
+    let found = world.auth.user_by_name(None, "ANN").await.unwrap();
     assert_eq!(found, Some(user.clone()));
     assert_eq!(
-        world.auth.users(&[UserId::new(), user.id]).await.unwrap(),
+        world
+            .auth
+            .users(None, &[UserId::new(), user.id])
+            .await
+            .unwrap(),
         [user]
     );
+}
+
+/// USER-05: who blocked the viewer has no profile for them; the other way round there is one, for a block must be undone somehow.
+#[tokio::test]
+async fn a_block_hides_the_profile() {
+    let world = World::new();
+    let ann = world.register("ann").await.unwrap();
+    let bob = world.register("bob").await.unwrap();
+    let people = &world.ports.people;
+    let now = world.clock.now();
+    people
+        .put(Relation::Block, ann.id, bob.id, now, 10)
+        .await
+        .unwrap();
+    let seen = async |viewer| {
+        let both = [ann.id, bob.id];
+        let mut seen = world.auth.users(viewer, &both).await.unwrap();
+        seen.sort_by_key(|user| user.id);
+        seen
+    };
+    let both = [ann.clone(), bob.clone()];
+    assert_eq!(seen(Some(bob.id)).await, both[1..]);
+    for viewer in [Some(ann.id), Some(UserId::new()), None] {
+        assert_eq!(seen(viewer).await, both);
+    }
+    let by_name = async |viewer, name| world.auth.user_by_name(viewer, name).await.unwrap();
+    assert_eq!(by_name(Some(bob.id), "ann").await, None);
+    assert_eq!(by_name(None, "ann").await, Some(ann.clone()));
+    assert_eq!(by_name(Some(ann.id), "bob").await, Some(bob.clone()));
+    people
+        .remove(Relation::Block, ann.id, bob.id)
+        .await
+        .unwrap();
+    assert_eq!(seen(Some(bob.id)).await, both);
+    assert_eq!(by_name(Some(bob.id), "ann").await, Some(ann.clone()));
 }
 
 /// AUTH-01: every field that is wrong is named.

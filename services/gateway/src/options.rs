@@ -7,8 +7,8 @@ use carillon_domain::{
     limit::Algorithm,
     ports::{Bus, Probe, RateLimiter},
     services::{
-        AuthService, MediaService, MessageService, NotificationService, PresenceService,
-        TokenVerifier,
+        AuthService, MediaService, MessageService, NotificationService, PeopleService,
+        PresenceService, TokenVerifier,
     },
 };
 use ipnet::IpNet;
@@ -74,6 +74,9 @@ pub struct GatewayOptions {
     pub presence_renewal: Duration,
     /// How often the heads of followed rooms are compared with what was delivered, to find a lost last event.
     pub sweep: Duration,
+    /// When blocks that are about to change are looked at again: later than the call that changes them may last, and sooner than
+    /// leases of presence end.
+    pub blocks_settle: Duration,
     /// What `/ready` asks. A dependency that doesn't answer within 2 s is down.
     pub probes: Vec<Arc<dyn Probe>>,
 }
@@ -107,6 +110,7 @@ impl Default for GatewayOptions {
             cookie: "jwt".to_owned(),
             presence_renewal: Duration::from_secs(15),
             sweep: Duration::from_secs(15),
+            blocks_settle: Duration::from_secs(10),
             probes: Vec::new(),
         }
     }
@@ -135,6 +139,8 @@ pub struct Services {
     pub auth: Arc<dyn AuthService>,
     /// Checks access tokens in this process.
     pub verifier: Arc<dyn TokenVerifier>,
+    /// Contacts and blocks.
+    pub people: Arc<dyn PeopleService>,
     /// Rooms and messages.
     pub messages: Arc<dyn MessageService>,
     /// Who is online.

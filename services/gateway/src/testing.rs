@@ -19,14 +19,15 @@ use carillon_domain::{
     account::{ClientInfo, Identity, Session, Tokens, User},
     event::{Draft, EventBody, Mentions, Message, MessageType, Revision, RoomEvent, StoredMessage},
     media::Media,
+    people::{Hidden, Related},
     ports::{Bus, BusItem, Reached, ReadMark, Receipt, Restricted, Subscriptions},
     presence::{Lease, Presence, PresenceState},
     room::{Member, Restrictions, Role, Room, RoomKind, RoomRules},
     services::{
         AuthService, EventPage, HistoryQuery, Login, MediaService, MessageService, NewAccount,
-        NewMedia, NewPushTarget, NewRoom, NotificationService, PresenceService, ResolvedRoom,
-        Restriction, RoomChange, RoomHead, RoomOverview, RoomSummary, RoomView, SendOutcome,
-        TokenVerifier,
+        NewMedia, NewPushTarget, NewRoom, NotificationService, PeopleService, PresenceService,
+        ResolvedRoom, Restriction, RoomChange, RoomHead, RoomOverview, RoomSummary, RoomView,
+        SendOutcome, TokenVerifier,
     },
     signal::{Activity, Signal, Topic},
 };
@@ -53,11 +54,17 @@ pub struct Town {
     /// How often somebody's rooms were listed.
     pub listings: AtomicUsize,
     pub store_down: AtomicBool,
+    pub people_down: AtomicBool,
+    /// How often it was asked what is hidden from somebody.
+    pub hidden_reads: AtomicUsize,
     refusals: AtomicUsize,
     tickets: Mutex<HashMap<String, Identity>>,
     ended: Mutex<HashSet<DeviceId>>,
     pub leases: Mutex<Vec<Lease>>,
     pub released: Mutex<Vec<DeviceId>>,
+    contacts: Mutex<BTreeSet<(UserId, UserId)>>,
+    /// Who blocked whom.
+    pub blocks: Mutex<BTreeSet<(UserId, UserId)>>,
     pub uploads: Mutex<HashMap<MediaId, (Media, Bytes)>>,
     direct: Mutex<HashMap<(UserId, UserId), RoomId>>,
     /// How long a look-up of a direct room takes.
@@ -80,6 +87,7 @@ impl Town {
         Services {
             auth: self.clone(),
             verifier: self.clone(),
+            people: self.clone(),
             messages: self.clone(),
             presence: self.clone(),
             media: self.clone(),
@@ -453,11 +461,15 @@ impl AuthService for Town {
         Ok(())
     }
 
-    async fn users(&self, ids: &[UserId]) -> Result<Vec<User>> {
-        Ok(ids.iter().map(|&id| user(id)).collect())
+    async fn users(&self, viewer: Option<UserId>, ids: &[UserId]) -> Result<Vec<User>> {
+        let blocks = self.blocks.lock();
+        let seen = ids
+            .iter()
+            .filter(|&&id| viewer.is_none_or(|viewer| !blocks.contains(&(id, viewer))));
+        Ok(seen.map(|&id| user(id)).collect())
     }
 
-    async fn user_by_name(&self, _username: &str) -> Result<Option<User>> {
+    async fn user_by_name(&self, _viewer: Option<UserId>, _username: &str) -> Result<Option<User>> {
         Ok(None)
     }
 
@@ -845,6 +857,95 @@ impl MessageService for Town {
             },
         );
         Ok(())
+    }
+}
+
+impl Town {
+    /// Says that blocks of these people have changed, or are about to.
+    pub fn tell_blocks(&self, users: &[UserId]) {
+        for &user in users {
+            self.publish(Topic::of_user(user), &Signal::BlocksChanged { user });
+        }
+    }
+}
+
+fn related(
+    pairs: &BTreeSet<(UserId, UserId)>,
+    user: UserId,
+    after: Option<UserId>,
+    limit: usize,
+) -> Vec<Related> {
+    let mine = pairs.iter().filter(|(one, _)| *one == user);
+    mine.map(|(_, other)| *other)
+        .filter(|other| after.is_none_or(|after| *other > after))
+        .take(limit)
+        .map(|user| Related {
+            user,
+            since: Timestamp(0),
+        })
+        .collect()
+}
+
+#[async_trait]
+impl PeopleService for Town {
+    async fn put_contact(&self, user: UserId, other: UserId) -> Result<()> {
+        self.contacts.lock().insert((user, other));
+        Ok(())
+    }
+
+    async fn remove_contact(&self, user: UserId, other: UserId) -> Result<()> {
+        self.contacts.lock().remove(&(user, other));
+        Ok(())
+    }
+
+    async fn contact(&self, user: UserId, other: UserId) -> Result<Related> {
+        let all = related(&self.contacts.lock(), user, None, usize::MAX);
+        let found = all.into_iter().find(|contact| contact.user == other);
+        found.ok_or_else(|| Error::not_found("contact"))
+    }
+
+    async fn contacts(
+        &self,
+        user: UserId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Related>> {
+        Ok(related(&self.contacts.lock(), user, after, limit))
+    }
+
+    async fn block(&self, user: UserId, other: UserId) -> Result<()> {
+        self.blocks.lock().insert((user, other));
+        self.tell_blocks(&[user, other]);
+        Ok(())
+    }
+
+    async fn unblock(&self, user: UserId, other: UserId) -> Result<()> {
+        self.blocks.lock().remove(&(user, other));
+        self.tell_blocks(&[user, other]);
+        Ok(())
+    }
+
+    async fn blocks(
+        &self,
+        user: UserId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Related>> {
+        Ok(related(&self.blocks.lock(), user, after, limit))
+    }
+
+    async fn hidden_from(&self, user: UserId) -> Result<Hidden> {
+        self.hidden_reads.fetch_add(1, Ordering::Relaxed);
+        if self.people_down.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorCode::Unavailable, "auth is not available"));
+        }
+        let blocks = self.blocks.lock();
+        let hidden = blocks.iter().filter_map(|&(one, other)| match user {
+            _ if user == one => Some(other),
+            _ if user == other => Some(one),
+            _ => None,
+        });
+        Ok(Hidden::People(hidden.collect()))
     }
 }
 

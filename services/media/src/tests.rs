@@ -39,6 +39,7 @@ impl World {
         let presence = PresenceRole::new(
             stores.presence.clone(),
             stores.rooms.clone(),
+            stores.people.clone(),
             stores.bus.clone(),
             clock.clone(),
             PresenceOptions::default(),
@@ -47,6 +48,7 @@ impl World {
             log: stores.log.clone(),
             rooms: stores.rooms.clone(),
             accounts: stores.accounts.clone(),
+            people: stores.people.clone(),
             bus: stores.bus.clone(),
             presence: Arc::new(presence),
             push_queue: stores.push_queue.clone(),

@@ -19,7 +19,7 @@ use carillon_domain::{
     UserId,
     event::{EventBody, RoomEvent, StoredMessage},
     partition::Partition,
-    ports::{RoomLog, RoomStore},
+    ports::{PeopleStore, RoomLog, RoomStore},
     room::{Room, Standing},
 };
 use carillon_telemetry::metrics::{self, HistogramVec, IntCounterVec};
@@ -64,6 +64,8 @@ const WAITING: usize = 2048;
 const BATCH: usize = 256;
 /// Store reads under way at once for one batch.
 const READS_AT_ONCE: usize = 64;
+/// For how long it is remembered whether two people blocked each other: each message would cost a question otherwise.
+const BLOCKS_LAST: Duration = Duration::from_secs(1);
 /// Read marks of a room that are looked through at once.
 const RECEIPTS: usize = 1000;
 /// Rooms remembered per partition before all are forgotten (and opened again when needed).
@@ -104,6 +106,8 @@ pub struct Shared {
     pub log: Arc<dyn RoomLog>,
     /// Rooms and projections.
     pub rooms: Arc<dyn RoomStore>,
+    /// Who blocked whom.
+    pub people: Arc<dyn PeopleStore>,
     /// The wall clock.
     pub clock: Arc<dyn Clock>,
     /// Which partitions are ours.
@@ -138,6 +142,20 @@ impl Shared {
             async move { log.check(partition, epoch).await }.boxed()
         };
         handle.tenure.prove_since(since, ask).await
+    }
+
+    /// Whether one of the two people of a direct room blocked the other (USER-05): as it was at most [`BLOCKS_LAST`] ago.
+    pub async fn is_blocked(&self, room: &OpenedRoom) -> Result<bool> {
+        let Some([one, other]) = room.room.pair else {
+            return Ok(false);
+        };
+        if let Some(blocked) = room.now.lock().is_blocked(BLOCKS_LAST) {
+            return Ok(blocked);
+        }
+        let asked = Instant::now();
+        let blocked = !self.people.blocked_between(one, &[other]).await?.is_empty();
+        room.now.lock().learn_blocked(asked, blocked);
+        Ok(blocked)
     }
 
     /// `NotOwner` unless the room's partition is ours.
@@ -623,8 +641,19 @@ impl Task {
                 .try_collect::<HashMap<_, _>>()
                 .await
         };
-        let (standings, sent, targets, read_by_others) =
-            futures::try_join!(standings, sent, targets, read_by_others)?;
+        let blocked = async {
+            stream::iter(rooms.values())
+                .map(|handle| async move {
+                    let blocked = self.shared.is_blocked(handle).await?;
+                    Ok::<_, Error>(blocked.then_some(handle.id()))
+                })
+                .buffer_unordered(READS_AT_ONCE)
+                .try_filter_map(|blocked| async move { Ok(blocked) })
+                .try_collect::<HashSet<RoomId>>()
+                .await
+        };
+        let (standings, sent, targets, read_by_others, blocked) =
+            futures::try_join!(standings, sent, targets, read_by_others, blocked)?;
         let mut by_room: HashMap<RoomId, HashMap<UserId, Standing>> = HashMap::new();
         for (room, user, standing) in standings {
             by_room.entry(room).or_default().insert(user, standing);
@@ -635,7 +664,8 @@ impl Task {
                 let people = by_room.remove(&id).unwrap_or_default();
                 let now = handle.now.lock();
                 let room = Room::clone(&now.room);
-                let work = Work::new(room, now.head, now.messages, now.deleted, people, false);
+                let blocked = blocked.contains(&id);
+                let work = Work::new(room, now.head, now.messages, now.deleted, people, blocked);
                 (id, work)
             })
             .collect();

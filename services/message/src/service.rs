@@ -11,7 +11,8 @@ use carillon_domain::{
     event::{Draft, Message, Revision},
     policy::{self, Action, Who},
     ports::{
-        AccountStore, Bus, PushQueue, Reached, ReadMark, Receipt, Restricted, RoomLog, RoomStore,
+        AccountStore, Bus, PeopleStore, PushQueue, Reached, ReadMark, Receipt, Restricted, RoomLog,
+        RoomStore,
     },
     room::{Member, Role, Room, RoomKind, RoomRules, Standing},
     services::{
@@ -87,6 +88,8 @@ pub struct MessagePorts {
     pub rooms: Arc<dyn RoomStore>,
     /// For whether a person exists, and how they are called.
     pub accounts: Arc<dyn AccountStore>,
+    /// For who blocked whom.
+    pub people: Arc<dyn PeopleStore>,
     /// To gateways.
     pub bus: Arc<dyn Bus>,
     /// For who needs a push.
@@ -133,6 +136,7 @@ impl MessageRole {
         let partitions = Partitions::new(Shared {
             log: ports.log,
             rooms: ports.rooms.clone(),
+            people: ports.people,
             clock: ports.clock,
             ownership: ports.ownership,
             replica,
@@ -268,7 +272,10 @@ impl MessageRole {
             return Err(Error::not_found("room"));
         }
         let standing = partition::standing_of(self.rooms.as_ref(), &handle, actor).await?;
-        let who = Who::of(&standing, self.shared.clock.now());
+        let who = Who {
+            blocked: self.shared.is_blocked(&handle).await?,
+            ..Who::of(&standing, self.shared.clock.now())
+        };
         policy::require(handle.room.kind, who, action)?;
         Ok((handle, standing))
     }
@@ -497,6 +504,13 @@ impl MessageService for MessageRole {
         if self.accounts.by_ids(&[peer]).await?.is_empty() {
             return Err(Error::not_found("user"));
         }
+        let blocks = self.shared.people.blocked_between(actor, &[peer]).await?;
+        let both = Who {
+            role: Some(Role::Member),
+            blocked: !blocks.is_empty(),
+            ..Who::default()
+        };
+        policy::require(RoomKind::Direct, both, Action::Send)?;
         let candidate = RoomId::new();
         let id = self.rooms.direct_room(actor, peer, candidate).await?;
         let room = match self.rooms.get(id).await? {

@@ -153,6 +153,8 @@ pub struct RoomNow {
     /// When the first event that is kept has to go; `None` if that isn't known.
     pub expires: Option<Timestamp>,
     people: HashMap<UserId, Standing>,
+    /// Whether one of the two people of a direct room blocked the other, and when that was asked.
+    blocked: Option<(Instant, bool)>,
     /// All members, if they are few and were asked for.
     everybody: Option<Arc<Vec<UserId>>>,
     /// Deleted messages, if somebody's unread ones were counted.
@@ -183,6 +185,7 @@ impl OpenedRoom {
             floor: open.floor,
             expires: None,
             people: HashMap::new(),
+            blocked: None,
             everybody: None,
             deleted_messages: None,
             wrote: HashMap::new(),
@@ -217,6 +220,17 @@ impl RoomNow {
             self.people.clear();
         }
         self.people.insert(user, standing);
+    }
+
+    /// Whether one of the two people of a direct room blocked the other, if that was asked no longer ago than this.
+    pub fn is_blocked(&self, age: Duration) -> Option<bool> {
+        let (asked, blocked) = self.blocked?;
+        (asked.elapsed() < age).then_some(blocked)
+    }
+
+    /// Remembers that.
+    pub fn learn_blocked(&mut self, asked: Instant, blocked: bool) {
+        self.blocked = Some((asked, blocked));
     }
 
     /// All members, if remembered.

@@ -20,6 +20,7 @@ use carillon_domain::{
     account::{Account, User},
     event::{Draft, EventBody, MessageType, RoomEvent, StoredMessage},
     partition::Partition,
+    people::Relation,
     ports::{Bus, BusItem, Epoch, Fence, Floor, OpenRoom, Reached, RoomLog, Subscriptions},
     presence::{Lease, Presence, PresenceState},
     room::{Role, Room, RoomKind, RoomRules},
@@ -224,6 +225,7 @@ impl World {
             log: self.log.clone(),
             rooms: self.stores.rooms.clone(),
             accounts: self.stores.accounts.clone(),
+            people: self.stores.people.clone(),
             bus,
             presence: Arc::new(Nobody),
             push_queue: self.stores.push_queue.clone(),
@@ -1050,6 +1052,59 @@ async fn rooms_have_rules_of_their_own() {
         ErrorCode::FailedPrecondition,
         "the window is over"
     );
+}
+
+/// USER-05: nobody writes to, or begins to write to, somebody with a block between them; what was said stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_ends_a_conversation() {
+    let world = World::new();
+    let (ann, bob) = (world.person().await, world.person().await);
+    let replica = world.replica();
+    let (view, _) = replica.open_direct(ann, bob).await.unwrap();
+    let room = view.room.id;
+    let sent = replica.send(ann, room, draft("c1", "hi")).await.unwrap();
+    let people = &world.stores.people;
+    let now = world.clock.now();
+    people
+        .put(Relation::Block, bob, ann, now, 10)
+        .await
+        .unwrap();
+    // Nothing is remembered after a restart.
+    let restarted = world.replica();
+    for (user, other) in [(ann, bob), (bob, ann)] {
+        let id = sent.message.id;
+        for refused in [
+            restarted
+                .send(user, room, draft("c2", "hi"))
+                .await
+                .map(drop),
+            restarted.edit(user, room, id, "ho".into()).await.map(drop),
+            restarted.activity(user, room, Activity::Typing, true).await,
+            restarted.open_direct(user, other).await.map(drop),
+        ] {
+            assert_eq!(refused.unwrap_err().code, ErrorCode::PermissionDenied);
+        }
+        let seen = restarted.history(user, room, newest(10)).await.unwrap();
+        assert_eq!(seen.len(), 1);
+    }
+    people.remove(Relation::Block, bob, ann).await.unwrap();
+    let again = world.replica();
+    again.send(ann, room, draft("c2", "hi")).await.unwrap();
+    // Whoever knows is asked again after a moment.
+    people
+        .put(Relation::Block, ann, bob, now, 10)
+        .await
+        .unwrap();
+    let mut n = 0;
+    while again
+        .send(bob, room, draft(&format!("b{n}"), "hi"))
+        .await
+        .is_ok()
+    {
+        n += 1;
+        assert!(n < 1_000, "the block is never seen");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 // === retention ===

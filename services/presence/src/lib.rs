@@ -1,14 +1,16 @@
-//! Who is online: leases of connected devices, and telling the rooms that a person shares with others (PRES-01).
+//! Who is online: leases of connected devices, and telling the rooms that a person shares with others and those who have them as a
+//! contact (PRES-01, PRES-03).
 //!
 //! [`PresenceRole`] implements [`carillon_domain::services::PresenceService`] over ports. Gateways renew leases for their
 //! sockets; a crashed gateway's leases end by themselves, and [`PresenceRole::run`] notices. What is told is a hint that may be
-//! shed under load: [`PresenceService::get`] is the truth. Typing is no business of this crate.
+//! shed under load: [`PresenceService::get`] is the truth. Typing is no business of this crate, and neither is who in a room may not see
+//! whom: gateways know what blocks hide from each of their users.
 
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -16,7 +18,8 @@ use std::{
 use async_trait::async_trait;
 use carillon_domain::{
     Clock, DeviceId, Error, Result, RoomId, UserId,
-    ports::{Bus, PresenceStore, RoomStore},
+    people::Relation,
+    ports::{Bus, PeopleStore, PresenceStore, RoomStore},
     presence::{Lease, Presence, PresenceState},
     services::PresenceService,
     signal::{Signal, Topic},
@@ -39,7 +42,7 @@ static CHANGES: LazyLock<IntCounterVec> = LazyLock::new(|| {
 static TOLD: LazyLock<IntCounterVec> = LazyLock::new(|| {
     int_counter(
         "carillon_presence_told_total",
-        "Changes that rooms were to be told, by outcome: told, shed, error.",
+        "Changes that rooms and contacts were to be told, by outcome: told, shed, error.",
         &["outcome"],
     )
 });
@@ -54,6 +57,8 @@ const SEEN_AT_ONCE: usize = 8;
 const WAITING: usize = 8192;
 /// People told about at once.
 const TOLD_AT_ONCE: usize = 16;
+/// Signals to contacts of one person under way at once.
+const SIGNALS_AT_ONCE: usize = 16;
 /// Rooms looked at per question to the store.
 const ROOMS_PER_READ: usize = 256;
 /// Rooms of one person that are considered at all.
@@ -68,6 +73,8 @@ pub struct PresenceOptions {
     pub sweep_interval: Duration,
     /// At most so many rooms of a person are told about a change: the newest that aren't listed.
     pub max_rooms_told: usize,
+    /// At most so many people who have a person as a contact are told about a change, up to 1,000.
+    pub max_contacts_told: usize,
 }
 
 impl Default for PresenceOptions {
@@ -76,6 +83,7 @@ impl Default for PresenceOptions {
             lease: Duration::from_secs(45),
             sweep_interval: Duration::from_secs(5),
             max_rooms_told: 64,
+            max_contacts_told: MAX_BATCH,
         }
     }
 }
@@ -84,6 +92,7 @@ impl Default for PresenceOptions {
 pub struct PresenceRole {
     store: Arc<dyn PresenceStore>,
     rooms: Arc<dyn RoomStore>,
+    people: Arc<dyn PeopleStore>,
     bus: Arc<dyn Bus>,
     clock: Arc<dyn Clock>,
     options: PresenceOptions,
@@ -99,6 +108,7 @@ impl PresenceRole {
     pub fn new(
         store: Arc<dyn PresenceStore>,
         rooms: Arc<dyn RoomStore>,
+        people: Arc<dyn PeopleStore>,
         bus: Arc<dyn Bus>,
         clock: Arc<dyn Clock>,
         options: PresenceOptions,
@@ -107,6 +117,7 @@ impl PresenceRole {
         Self {
             store,
             rooms,
+            people,
             bus,
             clock,
             options,
@@ -115,7 +126,7 @@ impl PresenceRole {
         }
     }
 
-    /// Tells rooms of changes, and ends the leases of crashed gateways, until `stop`; then tells what is left and returns.
+    /// Tells rooms and contacts of changes, and ends the leases of crashed gateways, until `stop`; then tells what is left and returns.
     /// A second call returns an error at once.
     pub async fn run(&self, stop: CancellationToken) -> Result<()> {
         let Some(to_tell) = self.to_tell.lock().await.take() else {
@@ -214,7 +225,14 @@ impl PresenceRole {
             .await;
     }
 
+    /// Rooms and contacts don't wait for each other, and what fails for the ones doesn't keep it from the others.
     async fn tell(&self, presence: Presence) -> Result<()> {
+        let (rooms, contacts) =
+            futures::join!(self.tell_rooms(presence), self.tell_contacts(presence));
+        rooms.and(contacts)
+    }
+
+    async fn tell_rooms(&self, presence: Presence) -> Result<()> {
         for room in self.rooms_to_tell(presence.user).await? {
             let signal = Signal::Presence {
                 room,
@@ -227,6 +245,55 @@ impl PresenceRole {
                 .await?;
         }
         Ok(())
+    }
+
+    /// Tells people who have the person as a contact, unless one of the two blocked the other.
+    async fn tell_contacts(&self, presence: Presence) -> Result<()> {
+        let user = presence.user;
+        let most = self.options.max_contacts_told.clamp(1, MAX_BATCH);
+        let mut told = self
+            .people
+            .list_reverse(Relation::Contact, user, None, most)
+            .await?;
+        if told.is_empty() {
+            return Ok(());
+        }
+        let blocked = self.blocked(user, &told).await?;
+        told.retain(|contact| !blocked.contains(contact));
+        let mut by_topic: BTreeMap<Topic, Vec<UserId>> = BTreeMap::new();
+        for contact in told {
+            let topic = Topic::of_user(contact);
+            by_topic.entry(topic).or_default().push(contact);
+        }
+        futures::stream::iter(by_topic)
+            .map(Ok)
+            .try_for_each_concurrent(SIGNALS_AT_ONCE, |(topic, to)| async move {
+                let signal = Signal::ContactPresence {
+                    to,
+                    user,
+                    state: presence.state,
+                    last_seen: presence.last_seen,
+                };
+                self.bus.publish(topic, signal.encode()?).await
+            })
+            .await
+    }
+
+    /// Those of these people who blocked a person or are blocked by them.
+    async fn blocked(&self, user: UserId, others: &[UserId]) -> Result<HashSet<UserId>> {
+        let between = self.people.blocked_between(user, others).await?;
+        Ok(between.into_iter().map(|between| between.other).collect())
+    }
+
+    /// Those of these people whom a person has as a contact.
+    async fn contacts(&self, user: UserId, others: &[UserId]) -> Result<HashSet<UserId>> {
+        let between = self
+            .people
+            .between(Relation::Contact, user, others)
+            .await?
+            .into_iter()
+            .filter(|between| between.by_user);
+        Ok(between.map(|between| between.other).collect())
     }
 
     /// The rooms of a person that aren't listed: those whose members know each other.
@@ -303,12 +370,19 @@ impl PresenceService for PresenceRole {
         if users.len() > MAX_SEEN {
             return Err(Error::invalid("users", "at most 100"));
         }
-        let shared = self.unlisted_rooms(viewer).await?;
+        let (shared, contacts, blocked) = futures::try_join!(
+            self.unlisted_rooms(viewer),
+            self.contacts(viewer, users),
+            self.blocked(viewer, users)
+        )?;
         let seen: Vec<Option<UserId>> = futures::stream::iter(users.iter().copied())
             .map(|user| {
-                let shared = &shared;
+                let (shared, contacts, blocked) = (&shared, &contacts, &blocked);
                 async move {
-                    if user == viewer {
+                    if blocked.contains(&user) {
+                        return Ok(None);
+                    }
+                    if user == viewer || contacts.contains(&user) {
                         return Ok(Some(user));
                     }
                     if shared.is_empty() {

@@ -107,8 +107,43 @@ impl World {
         self.role.renew(&[lease]).await.unwrap();
     }
 
-    /// What was told up to now: the role is stopped, which makes it tell what waits, and another takes its place.
+    /// Which rooms were told up to now.
     async fn told(&mut self) -> Vec<(RoomId, PresenceState)> {
+        let signals = self.signals().await.into_iter();
+        signals
+            .map(|signal| match signal {
+                Signal::Presence { room, state, .. } => (room, state),
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    /// Which people were told of somebody up to now, ascending.
+    async fn told_contacts(&mut self, of: UserId) -> Vec<(UserId, PresenceState)> {
+        let mut told = Vec::new();
+        for signal in self.signals().await {
+            if let Signal::ContactPresence {
+                to, user, state, ..
+            } = signal
+            {
+                assert_eq!(user, of);
+                told.extend(to.into_iter().map(|contact| (contact, state)));
+            }
+        }
+        told.sort_by_key(|(contact, _)| *contact);
+        told
+    }
+
+    async fn relate(&self, relation: Relation, user: UserId, other: UserId) {
+        let topic = Topic::of_user(user);
+        self.subscriptions.subscribe(topic).await.unwrap();
+        let now = self.clock.now();
+        let people = &self.stores.people;
+        people.put(relation, user, other, now, 9).await.unwrap();
+    }
+
+    /// What was told up to now: the role is stopped, which makes it tell what waits, and another takes its place.
+    async fn signals(&mut self) -> Vec<Signal> {
         let stop = CancellationToken::new();
         stop.cancel();
         let next = role(&self.stores, &self.clock);
@@ -126,10 +161,7 @@ impl World {
         loop {
             match self.items.next().await.unwrap() {
                 BusItem::Message { payload, .. } if payload == "mark" => return told,
-                BusItem::Message { payload, .. } => match Signal::decode(&payload).unwrap() {
-                    Signal::Presence { room, state, .. } => told.push((room, state)),
-                    other => panic!("{other:?}"),
-                },
+                BusItem::Message { payload, .. } => told.push(Signal::decode(&payload).unwrap()),
                 BusItem::Lost => panic!("lost"),
             }
         }
@@ -148,10 +180,12 @@ fn role(stores: &embedded::Stores, clock: &Arc<TestClock>) -> Arc<PresenceRole> 
     Arc::new(PresenceRole::new(
         stores.presence.clone(),
         stores.rooms.clone(),
+        stores.people.clone(),
         stores.bus.clone(),
         clock.clone(),
         PresenceOptions {
             max_rooms_told: 3,
+            max_contacts_told: 4,
             sweep_interval: Duration::from_millis(5),
             ..PresenceOptions::default()
         },
@@ -314,4 +348,80 @@ async fn strangers_see_no_presence() {
     assert_eq!(of(eve).await, [eve]);
     let many = vec![ann; 101];
     assert!(world.role.visible(ann, &many).await.is_err());
+}
+
+/// PRES-03: people who have somebody as a contact are told, each once, without sharing a room; contacts of that person aren't.
+#[tokio::test]
+async fn contacts_are_told() {
+    let mut world = World::new().await;
+    let [ann, bob, zoe, eve] = [(); 4].map(|()| UserId::new());
+    for (user, other) in [(bob, ann), (zoe, ann), (ann, eve)] {
+        world.relate(Relation::Contact, user, other).await;
+    }
+    let device = DeviceId::new();
+    let mut expected = [bob, zoe];
+    expected.sort_unstable();
+    world.renew(ann, device, PresenceState::Online).await;
+    let online = expected.map(|contact| (contact, PresenceState::Online));
+    assert_eq!(world.told_contacts(ann).await, online);
+    world.role.release(ann, device).await.unwrap();
+    let offline = expected.map(|contact| (contact, PresenceState::Offline));
+    assert_eq!(world.told_contacts(ann).await, offline);
+}
+
+/// PRES-03: somebody whom very many have as a contact costs a bounded number of signals.
+#[tokio::test]
+async fn a_bounded_number_of_contacts_is_told() {
+    let mut world = World::new().await;
+    let ann = UserId::new();
+    for _ in 0..6 {
+        world.relate(Relation::Contact, UserId::new(), ann).await;
+    }
+    world
+        .renew(ann, DeviceId::new(), PresenceState::Online)
+        .await;
+    assert_eq!(world.told_contacts(ann).await.len(), 4);
+}
+
+/// PRES-03, USER-05: whichever of the two blocked the other, neither is told of the other, nor sees them when asking.
+#[tokio::test]
+async fn blocks_hide_presence() {
+    let mut world = World::new().await;
+    let [ann, bob, zoe] = [(); 3].map(|()| UserId::new());
+    world.room_of(RoomKind::Private, &[ann, bob, zoe]).await;
+    for contact in [bob, zoe] {
+        world.relate(Relation::Contact, contact, ann).await;
+        world.relate(Relation::Contact, ann, contact).await;
+    }
+    world.relate(Relation::Block, ann, bob).await;
+    world
+        .renew(ann, DeviceId::new(), PresenceState::Online)
+        .await;
+    let told = world.told_contacts(ann).await;
+    assert_eq!(told, [(zoe, PresenceState::Online)]);
+    world
+        .renew(bob, DeviceId::new(), PresenceState::Online)
+        .await;
+    assert_eq!(world.told_contacts(bob).await, []);
+    let of = async |world: &World, viewer| {
+        let seen = world.role.visible(viewer, &[ann, bob, zoe]).await.unwrap();
+        seen.into_iter().map(|p| p.user).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&world, ann).await, [ann, zoe]);
+    assert_eq!(of(&world, bob).await, [bob, zoe]);
+    assert_eq!(of(&world, zoe).await, [ann, bob, zoe]);
+    let people = world.stores.people.clone();
+    people.remove(Relation::Block, ann, bob).await.unwrap();
+    assert_eq!(of(&world, bob).await, [ann, bob, zoe]);
+}
+
+/// PRES-03: a contact's presence is seen by who made them one, and by nobody else.
+#[tokio::test]
+async fn contacts_are_seen_without_a_room() {
+    let world = World::new().await;
+    let [ann, bob] = [(); 2].map(|()| UserId::new());
+    world.relate(Relation::Contact, bob, ann).await;
+    let seen = world.role.visible(bob, &[ann]).await.unwrap();
+    assert_eq!(seen.len(), 1);
+    assert_eq!(world.role.visible(ann, &[bob]).await.unwrap(), []);
 }

@@ -10,6 +10,7 @@ pub mod ephemeral;
 pub mod limiter;
 pub mod media;
 pub mod moderation;
+pub mod people;
 pub mod presence;
 pub mod push_queue;
 pub mod push_targets;

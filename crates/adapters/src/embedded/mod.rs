@@ -16,6 +16,7 @@ mod expiry;
 mod format;
 mod format2;
 mod journal;
+mod people;
 mod presence;
 mod push_queue;
 mod registry;
@@ -30,8 +31,8 @@ use async_trait::async_trait;
 use carillon_domain::{
     Clock, Error, ErrorCode, Result,
     ports::{
-        AccountStore, Bus, Ephemeral, MediaIndex, PresenceStore, Probe, PushQueue, PushTargetStore,
-        ReplicaRegistry, RoomLog, RoomStore, SessionStore,
+        AccountStore, Bus, Ephemeral, MediaIndex, PeopleStore, PresenceStore, Probe, PushQueue,
+        PushTargetStore, ReplicaRegistry, RoomLog, RoomStore, SessionStore,
     },
     time::SystemClock,
 };
@@ -48,6 +49,8 @@ pub struct Stores {
     pub sessions: Arc<dyn SessionStore>,
     /// Codes, tickets, counters, claims.
     pub ephemeral: Arc<dyn Ephemeral>,
+    /// Contacts and blocks.
+    pub people: Arc<dyn PeopleStore>,
     /// Rooms, members, read marks.
     pub rooms: Arc<dyn RoomStore>,
     /// The logs of all rooms.
@@ -103,6 +106,7 @@ pub fn open_with(directory: &Path, options: Options) -> Result<Stores> {
         accounts: Arc::new(accounts::Accounts(engine.clone())),
         sessions: Arc::new(sessions::Sessions(engine.clone())),
         ephemeral: Arc::new(ephemeral::EphemeralValues(engine.clone())),
+        people: Arc::new(people::People(engine.clone())),
         rooms: Arc::new(rooms::Rooms(engine.clone())),
         log: Arc::new(room_log::Logs(engine.clone())),
         bus: Arc::new(bus::LocalBus::default()),

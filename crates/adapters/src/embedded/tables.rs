@@ -47,10 +47,12 @@ pub(super) enum Table {
     /// `r` room, user → restrictions; `i` user, room (invitations); `k` room (with a retention); `f` room → floor;
     /// `d` room, sequence (deleted messages); `m` room, user (none: everybody), sequence (mentions).
     RoomIndex,
+    /// `c` user, other → since and `C` other, user → nothing: contacts; `b`, `B` alike: blocks; `n`, `m` user → how many.
+    People,
 }
 
 /// Names on disk, in the order of [`Table`], and the size in MiB at which a table's newest rows move from memory to a file.
-const TABLES: [(Table, &str, u64); 20] = [
+const TABLES: [(Table, &str, u64); 21] = [
     (Table::Meta, "meta", 4),
     (Table::Accounts, "accounts", 4),
     (Table::Sessions, "sessions", 4),
@@ -71,6 +73,7 @@ const TABLES: [(Table, &str, u64); 20] = [
     (Table::LastSeen, "last_seen", 4),
     (Table::Marks, "marks", 8),
     (Table::RoomIndex, "room_index", 4),
+    (Table::People, "people", 4),
 ];
 
 impl Table {

@@ -108,6 +108,16 @@ const MIGRATIONS: &[Migration] = &[Migration {
         "CREATE TABLE IF NOT EXISTS {}.mentions (room uuid, user uuid, seq bigint, PRIMARY KEY ((room, user), seq))",
         "CREATE TABLE IF NOT EXISTS {}.room_floors (room uuid PRIMARY KEY, first bigint, messages bigint, purged bigint)",
     ],
+}, Migration {
+    version: 3,
+    name: "contacts and blocks",
+    statements: &[
+        // Who said it of whom, and the same by whom it is about.
+        "CREATE TABLE IF NOT EXISTS {}.contacts (user uuid, other uuid, since timestamp, PRIMARY KEY (user, other))",
+        "CREATE TABLE IF NOT EXISTS {}.contacts_about (user uuid, other uuid, PRIMARY KEY (user, other))",
+        "CREATE TABLE IF NOT EXISTS {}.blocks (user uuid, other uuid, since timestamp, PRIMARY KEY (user, other))",
+        "CREATE TABLE IF NOT EXISTS {}.blocks_about (user uuid, other uuid, PRIMARY KEY (user, other))",
+    ],
 }];
 
 /// How long a process may hold the right to migrate without renewing it: a crashed one blocks others no longer than this.

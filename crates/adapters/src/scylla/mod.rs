@@ -1,4 +1,4 @@
-//! Ports on ScyllaDB, in CQL that Apache Cassandra 5 knows too: accounts, rooms, the rooms' logs, push targets, the index of
+//! Ports on ScyllaDB, in CQL that Apache Cassandra 5 knows too: accounts, contacts and blocks, rooms, the rooms' logs, push targets, the index of
 //! uploads; and the migrations of its schema.
 //!
 //! Reads and writes are at LOCAL_QUORUM, conditional writes (LWT) at LOCAL_SERIAL: one data centre holds the truth. The driver
@@ -10,6 +10,7 @@ mod accounts;
 mod database;
 mod media;
 mod migrations;
+mod people;
 mod push_targets;
 mod room_log;
 mod rooms;
@@ -19,7 +20,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use carillon_domain::{
     Error, ErrorCode, Result,
-    ports::{AccountStore, MediaIndex, Probe, PushTargetStore, RoomLog, RoomStore},
+    ports::{AccountStore, MediaIndex, PeopleStore, Probe, PushTargetStore, RoomLog, RoomStore},
 };
 use scylla::{
     client::{
@@ -71,6 +72,8 @@ impl std::fmt::Debug for ScyllaOptions {
 pub struct Stores {
     /// Accounts.
     pub accounts: Arc<dyn AccountStore>,
+    /// Contacts and blocks.
+    pub people: Arc<dyn PeopleStore>,
     /// Rooms, members, read marks.
     pub rooms: Arc<dyn RoomStore>,
     /// The logs of all rooms.
@@ -96,6 +99,7 @@ pub async fn connect(options: &ScyllaOptions) -> Result<Stores> {
     let database = Database::new(session);
     Ok(Stores {
         accounts: Arc::new(accounts::Accounts::new(&database).await?),
+        people: Arc::new(people::People::new(&database).await?),
         rooms: Arc::new(rooms::Rooms::new(&database).await?),
         log: Arc::new(room_log::Log::new(&database).await?),
         push_targets: Arc::new(push_targets::PushTargets::new(&database).await?),

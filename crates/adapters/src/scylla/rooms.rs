@@ -674,7 +674,7 @@ pub(super) fn public_shard(room: RoomId) -> i32 {
     (room.0.as_u128() % PUBLIC_SHARDS as u128) as i32
 }
 
-fn row_limit(limit: usize) -> i32 {
+pub(super) fn row_limit(limit: usize) -> i32 {
     i32::try_from(limit).unwrap_or(i32::MAX).max(1)
 }
 

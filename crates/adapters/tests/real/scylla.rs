@@ -107,6 +107,14 @@ async fn scylla_push_targets() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn scylla_people() {
+    on_scylla("scylla_people", |stores, _| {
+        conformance::people::all(stores.people)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn scylla_media() {
     on_scylla("scylla_media", |stores, _| {
         conformance::media::all(stores.media_index)

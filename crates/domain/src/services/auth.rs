@@ -70,11 +70,12 @@ pub trait AuthService: Send + Sync {
     /// Ends one session.
     async fn end_session(&self, who: &Identity, device: DeviceId) -> Result<()>;
 
-    /// Public profiles; unknown ids are left out. At most 1,000.
-    async fn users(&self, ids: &[UserId]) -> Result<Vec<User>>;
+    /// Public profiles as the viewer may see them; unknown ids are left out, and people who blocked the viewer (USER-05). Without a
+    /// viewer it is a role's own question. At most 1,000.
+    async fn users(&self, viewer: Option<UserId>, ids: &[UserId]) -> Result<Vec<User>>;
 
-    /// By username.
-    async fn user_by_name(&self, username: &str) -> Result<Option<User>>;
+    /// By username; `None` also when that person blocked the viewer.
+    async fn user_by_name(&self, viewer: Option<UserId>, username: &str) -> Result<Option<User>>;
 
     /// The caller's own e-mail address, if any, with the profile.
     async fn me(&self, who: &Identity) -> Result<(User, Option<String>)>;

@@ -5,6 +5,7 @@ mod auth;
 mod media;
 mod messages;
 mod notifications;
+mod people;
 mod presence;
 
 pub use auth::{AuthService, Login, NewAccount, TokenVerifier};
@@ -14,4 +15,5 @@ pub use messages::{
     RoomHead, RoomOverview, RoomSummary, RoomView, SendOutcome,
 };
 pub use notifications::{NewPushTarget, NotificationService};
+pub use people::PeopleService;
 pub use presence::PresenceService;

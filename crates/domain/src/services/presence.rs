@@ -5,7 +5,8 @@ use crate::{
     presence::{Lease, Presence},
 };
 
-/// Who is online (PRES-01). Changes are told to the rooms that the person shares with others.
+/// Who is online (PRES-01, PRES-03). Changes are told to the rooms that the person shares with others, and to those who have them as
+/// a contact.
 #[async_trait]
 pub trait PresenceService: Send + Sync {
     /// Grants or renews leases of connected devices; called by gateways in batches of at most 1,000, well before they end.
@@ -17,7 +18,8 @@ pub trait PresenceService: Send + Sync {
     /// States of these people, in the order asked, for the roles' own use: it is told to nobody. At most 1,000.
     async fn get(&self, users: &[UserId]) -> Result<Vec<Presence>>;
 
-    /// States of those of these people that the viewer may know about: the viewer, and who shares a room with the viewer that isn't
-    /// listed. The others are left out, like people that don't exist. At most 100.
+    /// States of those of these people that the viewer may know about: the viewer, their contacts, and who shares a room with the
+    /// viewer that isn't listed; but nobody whom they blocked or who blocked them. The others are left out, like people that don't
+    /// exist. At most 100.
     async fn visible(&self, viewer: UserId, users: &[UserId]) -> Result<Vec<Presence>>;
 }

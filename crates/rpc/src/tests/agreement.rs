@@ -12,7 +12,8 @@ use carillon_domain::{
     room::{Role, RoomKind, RoomRules},
     services::{
         AuthService, HistoryQuery, Login, MediaService, MessageService, NewAccount, NewMedia,
-        NewPushTarget, NewRoom, NotificationService, PresenceService, Restriction, RoomChange,
+        NewPushTarget, NewRoom, NotificationService, PeopleService, PresenceService, Restriction,
+        RoomChange,
     },
     signal::Activity,
 };
@@ -23,8 +24,8 @@ use super::{
     start,
 };
 use crate::{
-    AuthClient, MediaClient, MediaServer, MessageClient, NotificationClient, PresenceClient,
-    RoleServices,
+    AuthClient, MediaClient, MediaServer, MessageClient, NotificationClient, PeopleClient,
+    PresenceClient, RoleServices,
 };
 
 #[derive(Default)]
@@ -78,10 +79,15 @@ async fn auth_script(service: &dyn AuthService) -> Transcript {
     said.add(service.logout_all(&ann()).await);
     said.add(service.sessions(&ann()).await);
     said.add(service.end_session(&ann(), DeviceId(uuid(77))).await);
-    said.add(service.users(&[UserId(uuid(1)), UserId(uuid(2))]).await);
-    said.add(service.users(&[]).await);
-    said.add(service.user_by_name("ann").await);
-    said.add(service.user_by_name("nobody").await);
+    let viewer = Some(UserId(uuid(3)));
+    said.add(
+        service
+            .users(viewer, &[UserId(uuid(1)), UserId(uuid(2))])
+            .await,
+    );
+    said.add(service.users(None, &[]).await);
+    said.add(service.user_by_name(viewer, "ann").await);
+    said.add(service.user_by_name(None, "nobody").await);
     said.add(service.me(&ann()).await);
     said.add(service.issue_ticket(&ann()).await);
     said.add(service.redeem_ticket("ticket").await);
@@ -158,6 +164,23 @@ async fn message_script(service: &dyn MessageService) -> Transcript {
             .await,
     );
     said.add(service.activity(actor, room, Activity::Typing, false).await);
+    said
+}
+
+async fn people_script(service: &dyn PeopleService) -> Transcript {
+    let mut said = Transcript::default();
+    let (user, other) = (ann().user, UserId(uuid(2)));
+    said.add(service.put_contact(user, other).await);
+    said.add(service.remove_contact(user, other).await);
+    said.add(service.contact(user, other).await);
+    said.add(service.contacts(user, Some(other), 1).await);
+    said.add(service.contacts(user, None, 1000).await);
+    said.add(service.block(user, other).await);
+    said.add(service.unblock(user, other).await);
+    said.add(service.blocks(user, Some(other), 1).await);
+    said.add(service.blocks(user, None, 1000).await);
+    said.add(service.hidden_from(user).await);
+    said.add(service.hidden_from(other).await);
     said
 }
 
@@ -239,6 +262,15 @@ async fn messages_are_the_same_over_grpc() {
     let client = MessageClient::connect_lazy(&server.address, credentials()).unwrap();
     let answers = message_script(&client).await;
     assert_agreement((message_script(&local).await, &local), (answers, &remote));
+}
+
+/// USER-04, USER-05: every call of the people service.
+#[tokio::test]
+async fn people_are_the_same_over_grpc() {
+    let (local, remote, server) = both().await;
+    let client = PeopleClient::connect_lazy(&server.address, credentials()).unwrap();
+    let answers = people_script(&client).await;
+    assert_agreement((people_script(&local).await, &local), (answers, &remote));
 }
 
 #[tokio::test]

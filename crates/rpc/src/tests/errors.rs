@@ -118,7 +118,7 @@ async fn lists_and_pages_beyond_the_contract_are_refused_with_the_field() {
     let server = start(all_of(&fake)).await;
     let auth = AuthClient::connect_lazy(&server.address, credentials()).unwrap();
     let too_many = vec![UserId(uuid(1)); 1001];
-    let error = auth.users(&too_many).await.unwrap_err();
+    let error = auth.users(None, &too_many).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::InvalidRequest);
     assert_eq!(error.fields[0].field, "user_ids");
 

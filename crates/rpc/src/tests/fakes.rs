@@ -15,14 +15,15 @@ use carillon_domain::{
     event::{Draft, EventBody, Mentions, Message, MessageType, Revision, RoomEvent},
     limit::{Grant, Policy, Subject, Usage},
     media::Media,
+    people::{Hidden, Related},
     ports::{RateLimiter, Reached, ReadMark, Receipt, Restricted},
     presence::{Lease, Presence, PresenceState},
     room::{Member, Restrictions, Role, Room, RoomKind, RoomRules},
     services::{
         AuthService, EventPage, HistoryQuery, Login, MediaService, MessageService, NewAccount,
-        NewMedia, NewPushTarget, NewRoom, NotificationService, PresenceService, ResolvedRoom,
-        Restriction, RoomChange, RoomHead, RoomOverview, RoomSummary, RoomView, SendOutcome,
-        TokenVerifier,
+        NewMedia, NewPushTarget, NewRoom, NotificationService, PeopleService, PresenceService,
+        ResolvedRoom, Restriction, RoomChange, RoomHead, RoomOverview, RoomSummary, RoomView,
+        SendOutcome, TokenVerifier,
     },
     signal::Activity,
 };
@@ -234,13 +235,13 @@ impl AuthService for FakeServices {
         self.note(format!("end_session {who:?} {device}")).await
     }
 
-    async fn users(&self, ids: &[UserId]) -> Result<Vec<User>> {
-        self.note(format!("users {ids:?}")).await?;
+    async fn users(&self, viewer: Option<UserId>, ids: &[UserId]) -> Result<Vec<User>> {
+        self.note(format!("users {viewer:?} {ids:?}")).await?;
         Ok(ids.iter().map(|id| user(*id, "somebody")).collect())
     }
 
-    async fn user_by_name(&self, name: &str) -> Result<Option<User>> {
-        self.note(format!("user_by_name {name}")).await?;
+    async fn user_by_name(&self, viewer: Option<UserId>, name: &str) -> Result<Option<User>> {
+        self.note(format!("user_by_name {viewer:?} {name}")).await?;
         Ok((name != "nobody").then(|| user(UserId(uuid(5)), name)))
     }
 
@@ -659,6 +660,63 @@ impl MessageService for FakeServices {
     ) -> Result<()> {
         self.note(format!("activity {actor} {room} {activity:?} {active}"))
             .await
+    }
+}
+
+#[async_trait]
+impl PeopleService for FakeServices {
+    async fn put_contact(&self, user: UserId, other: UserId) -> Result<()> {
+        self.note(format!("put_contact {user} {other}")).await
+    }
+
+    async fn remove_contact(&self, user: UserId, other: UserId) -> Result<()> {
+        self.note(format!("remove_contact {user} {other}")).await
+    }
+
+    async fn contact(&self, user: UserId, other: UserId) -> Result<Related> {
+        self.note(format!("contact {user} {other}")).await?;
+        Ok(Related {
+            user: other,
+            since: TIME,
+        })
+    }
+
+    async fn contacts(
+        &self,
+        user: UserId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Related>> {
+        self.note(format!("contacts {user} {after:?} {limit}"))
+            .await?;
+        Ok(vec![Related { user, since: TIME }])
+    }
+
+    async fn block(&self, user: UserId, other: UserId) -> Result<()> {
+        self.note(format!("block {user} {other}")).await
+    }
+
+    async fn unblock(&self, user: UserId, other: UserId) -> Result<()> {
+        self.note(format!("unblock {user} {other}")).await
+    }
+
+    async fn blocks(
+        &self,
+        user: UserId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> Result<Vec<Related>> {
+        self.note(format!("blocks {user} {after:?} {limit}"))
+            .await?;
+        Ok(vec![Related { user, since: TIME }])
+    }
+
+    async fn hidden_from(&self, user: UserId) -> Result<Hidden> {
+        self.note(format!("hidden_from {user}")).await?;
+        Ok(match user == ann().user {
+            true => Hidden::Everybody,
+            false => Hidden::People(vec![ann().user, user]),
+        })
     }
 }
 

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use carillon_adapters::limits::{Fallback, MemoryLimiter};
 use carillon_auth::{
-    Auth, AuthOptions, DevOtp, OtpProvider, PasswordOptions, SigningKeys, Verifier, VerifyingKeys,
+    Auth, AuthOptions, DevOtp, OtpProvider, PasswordOptions, People, SigningKeys, Verifier,
+    VerifyingKeys,
 };
 use carillon_crds::{
     LimitAlgorithm, WithoutRedis,
@@ -15,8 +16,8 @@ use carillon_domain::{
     limit::{self, Algorithm, Policy},
     ports::{BlobStore, Probe, PushQueue, RateLimiter},
     services::{
-        AuthService, MediaService, MessageService, NotificationService, PresenceService,
-        TokenVerifier,
+        AuthService, MediaService, MessageService, NotificationService, PeopleService,
+        PresenceService, TokenVerifier,
     },
     time::SystemClock,
 };
@@ -86,6 +87,7 @@ pub fn auth(
     };
     let ports = carillon_auth::Ports {
         accounts: wide.accounts.clone(),
+        people: wide.people.clone(),
         sessions: fast.sessions.clone(),
         ephemeral: fast.ephemeral.clone(),
         bus: fast.bus.clone(),
@@ -105,6 +107,16 @@ pub fn auth(
     Ok(Arc::new(auth))
 }
 
+/// Contacts and blocks; a part of the auth role.
+pub fn people(wide: &WideStore, fast: &FastStore) -> Arc<dyn PeopleService> {
+    Arc::new(People::new(
+        wide.people.clone(),
+        wide.accounts.clone(),
+        fast.bus.clone(),
+        clock(),
+    ))
+}
+
 /// Presence, with the work that it does by itself.
 pub fn presence(config: &PlatformConfig, wide: &WideStore, fast: &FastStore) -> Arc<PresenceRole> {
     let options = PresenceOptions {
@@ -114,6 +126,7 @@ pub fn presence(config: &PlatformConfig, wide: &WideStore, fast: &FastStore) -> 
     Arc::new(PresenceRole::new(
         fast.presence.clone(),
         wide.rooms.clone(),
+        wide.people.clone(),
         fast.bus.clone(),
         clock(),
         options,
@@ -134,6 +147,7 @@ pub fn message(
         log: wide.log.clone(),
         rooms: wide.rooms.clone(),
         accounts: wide.accounts.clone(),
+        people: wide.people.clone(),
         bus: fast.bus.clone(),
         presence,
         push_queue: queue,
@@ -285,6 +299,7 @@ fn limit_algorithm(config: &PlatformConfig) -> Algorithm {
 pub struct GatewayCalls {
     pub auth: Arc<dyn AuthService>,
     pub verifier: Arc<dyn TokenVerifier>,
+    pub people: Arc<dyn PeopleService>,
     pub messages: Arc<dyn MessageService>,
     pub presence: Arc<dyn PresenceService>,
     pub media: Arc<dyn MediaService>,
@@ -328,6 +343,7 @@ pub fn gateway(
     let services = Services {
         auth: calls.auth,
         verifier: calls.verifier,
+        people: calls.people,
         messages: calls.messages,
         presence: calls.presence,
         media: calls.media,

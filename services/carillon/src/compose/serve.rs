@@ -11,8 +11,8 @@ use carillon_domain::{
 use carillon_message::Roster;
 use carillon_rpc::{
     AuthClient, AuthServer, Credentials, InterceptorOptions, MediaClient, MediaServer,
-    MessageServer, NotificationClient, NotificationServer, PresenceClient, PresenceServer,
-    RoleServices, RoutedMessages, ServeOptions, Serving,
+    MessageServer, NotificationClient, NotificationServer, PeopleClient, PeopleServer,
+    PresenceClient, PresenceServer, RoleServices, RoutedMessages, ServeOptions, Serving,
 };
 use carillon_runtime::{
     ready::{Dependency, Readiness},
@@ -208,6 +208,10 @@ async fn start_roles(
                 let calls = roles::GatewayCalls {
                     auth: Arc::new(AuthClient::connect_lazy(&peers.auth, credentials.clone())?),
                     verifier: connected.verifier.clone(),
+                    people: Arc::new(PeopleClient::connect_lazy(
+                        &peers.auth,
+                        credentials.clone(),
+                    )?),
                     messages: routed.clone(),
                     presence: remote_presence.clone(),
                     media: Arc::new(MediaClient::connect_lazy(
@@ -236,6 +240,8 @@ async fn start_roles(
                 let keys = roles::signing_keys(&config.keys)?;
                 let auth = roles::auth(config, keys, connected.wide()?, &connected.fast)?;
                 services.auth = Some(AuthServer::new(auth, connected.verifier.clone()));
+                let people = roles::people(connected.wide()?, &connected.fast);
+                services.people = Some(PeopleServer::new(people));
                 config.auth.grpc_port
             }
             Role::Presence => {

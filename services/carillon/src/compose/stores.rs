@@ -6,8 +6,8 @@ use carillon_adapters::{embedded, object, rabbitmq, redis, scylla};
 use carillon_crds::config::{BlobConfig, ExternalStores, ScyllaConfig};
 use carillon_domain::ports::Probe;
 use carillon_domain::ports::{
-    AccountStore, BlobStore, Bus, Ephemeral, MediaIndex, PresenceStore, PushQueue, PushTargetStore,
-    RateLimiter, ReplicaRegistry, RoomLog, RoomStore, SessionStore,
+    AccountStore, BlobStore, Bus, Ephemeral, MediaIndex, PeopleStore, PresenceStore, PushQueue,
+    PushTargetStore, RateLimiter, ReplicaRegistry, RoomLog, RoomStore, SessionStore,
 };
 use carillon_runtime::ready::Dependency;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ const PUBLISH_PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct WideStore {
     pub accounts: Arc<dyn AccountStore>,
+    pub people: Arc<dyn PeopleStore>,
     pub rooms: Arc<dyn RoomStore>,
     pub log: Arc<dyn RoomLog>,
     pub push_targets: Arc<dyn PushTargetStore>,
@@ -54,6 +55,7 @@ pub fn open_embedded(directory: &Path) -> Result<EmbeddedStores, Failure> {
     let stores = embedded::open(directory)?;
     let wide = WideStore {
         accounts: stores.accounts,
+        people: stores.people,
         rooms: stores.rooms,
         log: stores.log,
         push_targets: stores.push_targets,
@@ -173,6 +175,7 @@ impl LateStores {
             .await;
         Ok(connected.map(|stores| WideStore {
             accounts: stores.accounts,
+            people: stores.people,
             rooms: stores.rooms,
             log: stores.log,
             push_targets: stores.push_targets,

@@ -5,8 +5,8 @@ use std::{io::IsTerminal as _, net::SocketAddr, sync::Arc, time::Duration};
 use carillon_domain::{ReplicaId, services::PresenceService};
 use carillon_message::SoleOwner;
 use carillon_rpc::{
-    AuthServer, InterceptorOptions, MediaServer, MessageServer, NotificationServer, PresenceServer,
-    RoleServices, ServeOptions, Serving,
+    AuthServer, InterceptorOptions, MediaServer, MessageServer, NotificationServer, PeopleServer,
+    PresenceServer, RoleServices, ServeOptions, Serving,
 };
 use carillon_runtime::{
     ready::{Dependency, Readiness},
@@ -63,6 +63,7 @@ pub async fn up(options: Up) -> Result<(), Failure> {
     let jwks = carillon_auth::jwks(&signing);
     let verifier = roles::verifier(&config, signing.verifying_keys(), &fast);
     let auth = roles::auth(&config, signing, &wide, &fast)?;
+    let people = roles::people(&wide, &fast);
     let presence = roles::presence(&config, &wide, &fast);
     let told: Arc<dyn PresenceService> = presence.clone();
     let replica = ReplicaId("up".to_owned());
@@ -80,6 +81,7 @@ pub async fn up(options: Up) -> Result<(), Failure> {
     let calls = roles::GatewayCalls {
         auth: auth.clone(),
         verifier: verifier.clone(),
+        people: people.clone(),
         messages: messages.clone(),
         presence: told.clone(),
         media: media.clone(),
@@ -94,6 +96,7 @@ pub async fn up(options: Up) -> Result<(), Failure> {
     let max_upload_bytes = usize::try_from(config.media.max_upload_bytes).unwrap_or(usize::MAX);
     let services = RoleServices {
         auth: Some(AuthServer::new(auth, verifier)),
+        people: Some(PeopleServer::new(people)),
         message: Some(MessageServer::new(messages)),
         presence: Some(PresenceServer::new(told)),
         media: Some(MediaServer::new(media, max_upload_bytes)),

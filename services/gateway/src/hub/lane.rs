@@ -143,6 +143,8 @@ async fn handle(inner: &Arc<Inner>, signal: Signal, delivery: &mut Delivery) {
         // The same, but for the reader's own devices, which know what they have.
         Signal::Delivered { room, user, .. } => broadcast(inner, room, &signal, user, Own::Left),
         Signal::Invited { user, room, by } => inner.invited(user, room, by),
+        Signal::ContactPresence { ref to, user, .. } => inner.contact_presence(to, user, &signal),
+        Signal::BlocksChanged { user } => inner.blocks_changed(user),
         Signal::RoomAdded {
             user,
             room,

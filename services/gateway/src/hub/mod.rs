@@ -11,8 +11,10 @@
 //! - `catch_up`: reading from the log: gaps of rooms, and what one socket missed.
 //! - `writers`: waking the sockets that an event went to.
 //! - `leases`: presence of the connected devices.
+//! - `hidden`: whose presence and typing a socket doesn't get.
 
 mod catch_up;
+mod hidden;
 mod lane;
 mod leases;
 mod rooms;
@@ -38,7 +40,7 @@ use carillon_domain::{
     partition::Partition,
     ports::Bus,
     presence::PresenceState,
-    services::{MessageService, PresenceService, TokenVerifier},
+    services::{MessageService, PeopleService, PresenceService, TokenVerifier},
     signal::{Signal, Topic},
 };
 use parking_lot::Mutex;
@@ -49,6 +51,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::socket::{CloseCode, Socket};
 use self::{
     catch_up::Start,
+    hidden::Watched,
     lane::Lane,
     leases::Leases,
     rooms::{Attach, Hold, RoomTable},
@@ -72,12 +75,15 @@ pub struct Hub(Arc<Inner>);
 struct Inner {
     lanes: Box<[Lane]>,
     messages: Arc<dyn MessageService>,
+    people: Arc<dyn PeopleService>,
     verifier: Arc<dyn TokenVerifier>,
     bus: Arc<dyn Bus>,
     pulls: Semaphore,
     leases: Leases,
+    watched: Watched,
     next_id: AtomicU64,
     send_buffer: usize,
+    blocks_settle: Duration,
     connected: TaskTracker,
     stop: CancellationToken,
 }
@@ -99,12 +105,15 @@ impl Hub {
         let inner = Arc::new(Inner {
             lanes: made.into_boxed_slice(),
             messages: services.messages.clone(),
+            people: services.people.clone(),
             verifier: services.verifier.clone(),
             bus: services.bus.clone(),
             pulls: Semaphore::new(PULLS_AT_ONCE),
             leases,
+            watched: Watched::default(),
             next_id: AtomicU64::new(1),
             send_buffer: options.send_buffer,
+            blocks_settle: options.blocks_settle,
             connected: TaskTracker::new(),
             stop: stop.clone(),
         });
@@ -153,7 +162,11 @@ impl Hub {
         // A revocation between the token's check and this subscription was told to nobody here: ask once more.
         self.0.verifier.check_revocation(&identity).await?;
 
-        let listed = self.0.messages.room_ids(identity.user).await?;
+        let ((), listed) = tokio::join!(
+            self.0.first_hidden(&connection.socket),
+            self.0.messages.room_ids(identity.user)
+        );
+        let listed = listed?;
         let listing = connection.socket.finish_listing(listed);
         if listing.again {
             let inner = self.0.clone();
@@ -510,7 +523,19 @@ impl Inner {
         }
     }
 
-    /// Compares a user's rooms and sessions with what the stores say: signals to the user may have been lost.
+    /// Tells people that a contact's presence changed.
+    fn contact_presence(&self, to: &[UserId], person: UserId, signal: &Signal) {
+        let sockets = to.iter().flat_map(|user| self.sockets_of(*user));
+        let mut frame = None;
+        for socket in sockets.filter(|socket| !socket.hides(person)) {
+            let frame = frame.get_or_insert_with(|| crate::wire::signal(signal));
+            if let Some(frame) = frame {
+                socket.push_ephemeral(frame.clone());
+            }
+        }
+    }
+
+    /// Compares a user's rooms, sessions and blocks with what the stores say: signals to the user may have been lost.
     async fn recheck_user(self: &Arc<Self>, user: UserId) {
         let rooms = async {
             loop {
@@ -520,7 +545,11 @@ impl Inner {
                 }
             }
         };
-        tokio::join!(rooms, self.recheck_sessions(user));
+        tokio::join!(
+            rooms,
+            self.recheck_sessions(user),
+            self.recheck_hidden(user)
+        );
     }
 
     /// The part about sessions. It goes on until the deny-list has answered or the user has no socket here: a revocation is told

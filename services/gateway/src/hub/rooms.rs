@@ -80,11 +80,11 @@ pub enum Attach {
 /// What a person's own sockets get of a frame about them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Own {
-    /// The same as everybody.
+    /// The same as everybody; others don't get it if the person is hidden from them.
     Same,
-    /// Nothing.
+    /// Nothing; others as with `Same`.
     Left,
-    /// The frame, also when they are behind.
+    /// The frame, also when they are behind; others get it whoever it is.
     Sure,
 }
 
@@ -189,6 +189,7 @@ impl RoomTable {
             match own {
                 Own::Left if is_own => {}
                 Own::Sure if is_own => follower.socket.push(frame.clone()),
+                Own::Same | Own::Left if follower.socket.hides(person) => {}
                 _ => follower.socket.push_ephemeral(frame.clone()),
             }
         }

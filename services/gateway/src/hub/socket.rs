@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use super::catch_up::CatchUps;
+use super::{catch_up::CatchUps, hidden::HiddenPeople};
 use crate::metrics;
 
 /// Why a socket is closed.
@@ -77,6 +77,7 @@ pub struct Socket {
     drained: Notify,
     rooms: Mutex<Rooms>,
     catch_ups: CatchUps,
+    hidden: HiddenPeople,
 }
 
 struct Rooms {
@@ -125,6 +126,7 @@ impl Socket {
                 meanwhile: Some(Meanwhile::default()),
             }),
             catch_ups: CatchUps::default(),
+            hidden: HiddenPeople::default(),
         }
     }
 
@@ -150,6 +152,16 @@ impl Socket {
 
     pub fn set_presence(&self, state: PresenceState) {
         *self.presence.lock() = state;
+    }
+
+    /// What is hidden from it.
+    pub fn hidden(&self) -> &HiddenPeople {
+        &self.hidden
+    }
+
+    /// Whether it gets no presence and typing of a person.
+    pub fn hides(&self, person: UserId) -> bool {
+        person != self.user && self.hidden.contains(person)
     }
 
     // === the queue ===

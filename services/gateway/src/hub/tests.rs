@@ -10,7 +10,7 @@ use carillon_domain::{
     event::EventBody,
     presence::PresenceState,
     room::Role,
-    services::MessageService,
+    services::{MessageService, PeopleService},
     signal::{Activity, Signal, Topic},
 };
 use serde_json::Value;
@@ -1004,4 +1004,207 @@ async fn a_bad_bus_never_shows() {
         }
         hub.stop();
     }
+}
+
+// === contacts and blocks ===
+
+/// Waits for what happens in the background.
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let wait = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(SOON, wait).await.expect(what);
+}
+
+fn typing(room: RoomId, user: UserId) -> Signal {
+    Signal::Activity {
+        room,
+        user,
+        activity: Activity::Typing,
+        active: true,
+    }
+}
+
+fn online(room: RoomId, user: UserId) -> Signal {
+    Signal::Presence {
+        room,
+        user,
+        state: PresenceState::Online,
+        last_seen: None,
+    }
+}
+
+/// The types of frames that came up to now, without the marks that this makes to know.
+async fn heard(town: &Town, room: RoomId, socket: &Socket) -> Vec<String> {
+    static MARKS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    let last = MARKS.fetch_add(1, Ordering::Relaxed);
+    let nobody = UserId(uuid::Uuid::nil());
+    let mark = Signal::Read {
+        room,
+        user: nobody,
+        sequence: Sequence(last),
+        time: carillon_domain::Timestamp(0),
+    };
+    town.publish(Topic::of_room(room), &mark);
+    let mut heard = Vec::new();
+    loop {
+        let frame = next(socket).await;
+        if frame["payload"]["user_id"] != nobody.to_string() {
+            heard.push(frame["type"].as_str().unwrap().to_owned());
+        } else if sequence(&frame) == last {
+            return heard;
+        }
+    }
+}
+
+/// PRES-03, USER-05: in a shared room neither gets the other's presence and typing while there is a block; others do, and what is
+/// written is the room's.
+#[tokio::test]
+async fn a_block_hides_presence_and_typing() {
+    let town = Town::new();
+    let (ann, bob, zoe) = (somebody(), somebody(), somebody());
+    let room = town.room(&[ann.user, bob.user, zoe.user]);
+    town.block(bob.user, ann.user).await.unwrap();
+    let hub = hub(&town, &options()).await;
+    let a = follow(&hub, ann, &[]).await;
+    let b = follow(&hub, bob, &[]).await;
+    let z = follow(&hub, zoe, &[]).await;
+    let tell = |user: UserId| {
+        for signal in [typing(room, user), online(room, user)] {
+            town.publish(Topic::of_room(room), &signal);
+        }
+        let (sequence, time) = (Sequence(1), carillon_domain::Timestamp(0));
+        let read = Signal::Read {
+            room,
+            user,
+            sequence,
+            time,
+        };
+        town.publish(Topic::of_room(room), &read);
+    };
+    let all = ["typing", "user_online", "messages_read"];
+    for (person, peer) in [(&ann, &b), (&bob, &a)] {
+        tell(person.user);
+        assert_eq!(heard(&town, room, peer.socket()).await, all[2..]);
+        assert_eq!(heard(&town, room, z.socket()).await, all);
+        let own = if person.user == ann.user { &a } else { &b };
+        let own = heard(&town, room, own.socket()).await;
+        assert_eq!(own, all[1..], "one's own frames are never hidden");
+    }
+
+    town.unblock(bob.user, ann.user).await.unwrap();
+    until("the block has ended", || {
+        !b.socket().hides(ann.user) && !a.socket().hides(bob.user)
+    })
+    .await;
+    for (person, peer) in [(&ann, &b), (&bob, &a)] {
+        heard(&town, room, peer.socket()).await;
+        tell(person.user);
+        assert_eq!(heard(&town, room, peer.socket()).await, all);
+        let own = if person.user == ann.user { &a } else { &b };
+        heard(&town, room, own.socket()).await;
+    }
+
+    town.block(ann.user, bob.user).await.unwrap();
+    until("the block is known on every socket", || {
+        b.socket().hides(ann.user) && a.socket().hides(bob.user)
+    })
+    .await;
+    assert!(!z.socket().hides(ann.user));
+}
+
+/// PRES-03: a contact's presence comes without a room, encoded once for all who are told, and not to whom it is hidden from.
+#[tokio::test]
+async fn contacts_are_told_without_a_room() {
+    let town = Town::new();
+    let (ann, bob, eve) = (somebody(), somebody(), somebody());
+    let rooms = [bob, eve].map(|person| town.room(&[person.user]));
+    town.block(ann.user, eve.user).await.unwrap();
+    let hub = hub(&town, &options()).await;
+    let phone = follow(&hub, bob, &[]).await;
+    let tab = follow(&hub, bob, &[]).await;
+    let e = follow(&hub, eve, &[]).await;
+    for contact in [bob.user, eve.user] {
+        let signal = Signal::ContactPresence {
+            to: vec![UserId::new(), contact],
+            user: ann.user,
+            state: PresenceState::Away,
+            last_seen: None,
+        };
+        town.publish(Topic::of_user(contact), &signal);
+    }
+    for socket in [phone.socket(), tab.socket()] {
+        let frame = next(socket).await;
+        assert_eq!(frame["type"], "user_online");
+        let expected = serde_json::json!({
+            "user_id": ann.user, "state": "away", "last_seen": null,
+        });
+        assert_eq!(frame["payload"], expected);
+    }
+    // Another block of hers comes over the same topic, and later.
+    town.block(eve.user, bob.user).await.unwrap();
+    until("a later signal", || e.socket().hides(bob.user)).await;
+    assert_eq!(heard(&town, rooms[1], e.socket()).await, [""; 0]);
+}
+
+/// USER-05: a change whose end nobody told is noticed all the same, since it was announced.
+#[tokio::test]
+async fn a_block_that_was_only_announced_is_noticed() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let options = GatewayOptions {
+        blocks_settle: Duration::from_millis(50),
+        ..options()
+    };
+    let hub = hub(&town, &options).await;
+    let b = follow(&hub, bob, &[]).await;
+    assert_eq!(town.hidden_reads.load(Ordering::Relaxed), 1);
+    town.tell_blocks(&[bob.user]);
+    until("it is read at once", || {
+        town.hidden_reads.load(Ordering::Relaxed) > 1
+    })
+    .await;
+    town.blocks.lock().insert((ann.user, bob.user));
+    until("it is read again", || b.socket().hides(ann.user)).await;
+}
+
+/// USER-05: what the bus lost is looked up, and so is what is told to somebody else's sockets only.
+#[tokio::test]
+async fn a_lost_signal_about_a_block_is_made_up_for() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let hub = hub(&town, &options()).await;
+    let b = follow(&hub, bob, &[]).await;
+    assert!(!b.socket().hides(ann.user));
+    town.blocks.lock().insert((ann.user, bob.user));
+    town.bus.lose();
+    until("the block is known", || b.socket().hides(ann.user)).await;
+}
+
+/// USER-05, promise 8: while nobody can say what is hidden, nobody's presence is shown; the socket works, and it heals.
+#[tokio::test]
+async fn until_blocks_are_known_nobody_is_shown() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let room = town.room(&[ann.user, bob.user]);
+    town.people_down.store(true, Ordering::Relaxed);
+    let hub = hub(&town, &options()).await;
+    let b = follow(&hub, bob, &[]).await;
+    town.publish(Topic::of_room(room), &typing(room, ann.user));
+    town.say(room, ann.user, "3");
+    assert_eq!(next(b.socket()).await["type"], "new_message");
+    town.people_down.store(false, Ordering::Relaxed);
+    until("it heals", || !b.socket().hides(ann.user)).await;
+
+    town.people_down.store(true, Ordering::Relaxed);
+    town.tell_blocks(&[bob.user]);
+    until("a change that can't be read hides everybody", || {
+        b.socket().hides(UserId::new())
+    })
+    .await;
+    assert!(!b.socket().hides(bob.user), "except oneself");
+    town.people_down.store(false, Ordering::Relaxed);
+    until("it heals again", || !b.socket().hides(ann.user)).await;
 }

@@ -1,6 +1,7 @@
 //! REST: every route, and the layers around them.
 
 mod auth;
+mod contacts;
 mod direct;
 mod media;
 mod messages;
@@ -84,6 +85,18 @@ fn api() -> Router<App> {
         .route("/users", get(people::users))
         .route("/users/{id}", get(people::user))
         .route("/users/by-username/{username}", get(people::by_username))
+        .route("/contacts", get(contacts::list))
+        .route(
+            "/contacts/{user_id}",
+            get(contacts::get)
+                .put(contacts::put)
+                .delete(contacts::remove),
+        )
+        .route("/blocks", get(contacts::blocks))
+        .route(
+            "/blocks/{user_id}",
+            put(contacts::block).delete(contacts::unblock),
+        )
         .route("/presence", get(people::presence))
         .route("/presence/me", put(people::set_presence))
         .route(

@@ -17,10 +17,10 @@ use crate::{
 
 pub async fn user(
     State(app): State<App>,
-    Caller(_): Caller,
+    Caller(who): Caller,
     PathParams(id): PathParams<UserId>,
 ) -> Result<Json<UserJson>, Problem> {
-    let found = app.services.auth.users(&[id]).await?;
+    let found = app.services.auth.users(Some(who.user), &[id]).await?;
     found
         .into_iter()
         .next()
@@ -31,11 +31,11 @@ pub async fn user(
 /// Several profiles at once; unknown ids are left out.
 pub async fn users(
     State(app): State<App>,
-    Caller(_): Caller,
+    Caller(who): Caller,
     QueryParams(query): QueryParams<IdsParameters>,
 ) -> Result<Json<Page<UserJson>>, Problem> {
     let ids: Vec<UserId> = parse_ids(&query.ids, "ids", 100)?;
-    let found = app.services.auth.users(&ids).await?;
+    let found = app.services.auth.users(Some(who.user), &ids).await?;
     Ok(Json(Page::whole(
         found.into_iter().map(Into::into).collect(),
     )))
@@ -43,12 +43,12 @@ pub async fn users(
 
 pub async fn by_username(
     State(app): State<App>,
-    Caller(_): Caller,
+    Caller(who): Caller,
     PathParams(username): PathParams<String>,
 ) -> Result<Json<UserJson>, Problem> {
     app.services
         .auth
-        .user_by_name(&username)
+        .user_by_name(Some(who.user), &username)
         .await?
         .map(|user| Json(user.into()))
         .ok_or_else(|| Problem::not_found("user"))

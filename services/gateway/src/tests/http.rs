@@ -925,3 +925,76 @@ async fn an_absent_store_is_a_retryable_answer() {
     assert!(headers.contains_key("retry-after"));
     assert!(String::from_utf8(body).unwrap().contains("\"unavailable\""));
 }
+
+/// USER-04, USER-05: contacts and blocks by REST, page by page, as often as one likes; a blocker's profile is gone for the blocked.
+#[tokio::test]
+async fn contacts_and_blocks() {
+    let town = Town::new();
+    let (ann, bob) = (somebody(), somebody());
+    let mut others = vec![bob.user, carillon_domain::UserId::new()];
+    others.sort_unstable();
+    let router = router(&town, options());
+    let status = async |method: Method, path: &str, who: &Identity| {
+        let request = request(method, &format!("/api/v1{path}"), Some(who), None);
+        ask(&router, request).await.0
+    };
+    let list = async |path: &str, who: &Identity| -> Value {
+        let (status, _, body) = ask(&router, get(&format!("/api/v1{path}"), who)).await;
+        assert_eq!(status, StatusCode::OK, "{path}");
+        serde_json::from_slice(&body).unwrap()
+    };
+    for kind in ["contacts", "blocks"] {
+        let done = StatusCode::NO_CONTENT;
+        for other in others.iter().chain([&bob.user]) {
+            let path = format!("/{kind}/{other}");
+            assert_eq!(status(Method::PUT, &path, &ann).await, done);
+        }
+        let first = list(&format!("/{kind}?limit=1"), &ann).await;
+        let expected = json!([{"user_id": others[0], "since": "1970-01-01T00:00:00.000Z"}]);
+        assert_eq!(first["items"], expected);
+        let cursor = first["next"].as_str().unwrap();
+        let rest = list(&format!("/{kind}?cursor={cursor}"), &ann).await;
+        assert_eq!(rest["items"][0]["user_id"], others[1].to_string());
+        assert_eq!(rest["next"], Value::Null);
+        assert_eq!(list(&format!("/{kind}"), &bob).await["items"], json!([]));
+    }
+    let of_ann = format!("/users/{}", ann.user);
+    let of_both = format!("/users?ids={},{}", ann.user, bob.user);
+    let contact = format!("/contacts/{}", bob.user);
+    assert_eq!(status(Method::GET, &contact, &ann).await, StatusCode::OK);
+    assert_eq!(
+        status(Method::GET, &of_ann, &bob).await,
+        StatusCode::NOT_FOUND
+    );
+    assert_eq!(
+        list(&of_both, &bob).await["items"][0]["id"],
+        bob.user.to_string()
+    );
+    for kind in ["contacts", "blocks"] {
+        let path = format!("/{kind}/{}", bob.user);
+        for _ in 0..2 {
+            assert_eq!(
+                status(Method::DELETE, &path, &ann).await,
+                StatusCode::NO_CONTENT
+            );
+        }
+    }
+    assert_eq!(
+        status(Method::GET, &contact, &ann).await,
+        StatusCode::NOT_FOUND
+    );
+    assert_eq!(status(Method::GET, &of_ann, &bob).await, StatusCode::OK);
+    for path in ["/contacts?limit=1001", "/blocks?limit=0", "/contacts/ann"] {
+        assert_eq!(
+            status(Method::GET, path, &ann).await,
+            StatusCode::BAD_REQUEST,
+            "{path}"
+        );
+    }
+    let (unknown, ..) = ask(
+        &router,
+        request(Method::GET, "/api/v1/contacts", None, None),
+    )
+    .await;
+    assert_eq!(unknown, StatusCode::UNAUTHORIZED);
+}

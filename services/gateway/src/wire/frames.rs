@@ -307,16 +307,17 @@ fn activity_frame(room: RoomId, user: UserId, activity: Activity, active: bool) 
     )
 }
 
-/// `user_online` (also for away) or `user_offline`.
+/// `user_online` (also for away) or `user_offline`; without a room it is about a contact.
 fn presence_frame(
-    room: RoomId,
+    room: Option<RoomId>,
     user: UserId,
     state: PresenceState,
     last_seen: Option<Timestamp>,
 ) -> Utf8Bytes {
     #[derive(Serialize)]
     struct Payload {
-        room_id: RoomId,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        room_id: Option<RoomId>,
         user_id: UserId,
         state: PresenceState,
         last_seen: Option<Time>,
@@ -364,7 +365,7 @@ fn mark_frame(
     )
 }
 
-/// A signal to the followers of a room.
+/// A signal to the followers of a room, or about a contact.
 pub fn signal(signal: &Signal) -> Option<Utf8Bytes> {
     match *signal {
         Signal::Activity {
@@ -378,7 +379,13 @@ pub fn signal(signal: &Signal) -> Option<Utf8Bytes> {
             user,
             state,
             last_seen,
-        } => Some(presence_frame(room, user, state, last_seen)),
+        } => Some(presence_frame(Some(room), user, state, last_seen)),
+        Signal::ContactPresence {
+            user,
+            state,
+            last_seen,
+            ..
+        } => Some(presence_frame(None, user, state, last_seen)),
         Signal::Read {
             room,
             user,
@@ -631,9 +638,10 @@ mod tests {
             event(EventBody::RoomDeleted),
             activity_frame(ROOM, ANN, Activity::Typing, true),
             activity_frame(ROOM, ANN, Activity::Recording, false),
-            presence_frame(ROOM, ANN, PresenceState::Online, Some(NOW)),
-            presence_frame(ROOM, ANN, PresenceState::Away, Some(NOW)),
-            presence_frame(ROOM, ANN, PresenceState::Offline, None),
+            presence_frame(Some(ROOM), ANN, PresenceState::Online, Some(NOW)),
+            presence_frame(Some(ROOM), ANN, PresenceState::Away, Some(NOW)),
+            presence_frame(Some(ROOM), ANN, PresenceState::Offline, None),
+            presence_frame(None, ANN, PresenceState::Online, Some(NOW)),
             mark_frame("messages_read", ROOM, ANN, Sequence(7), NOW),
             mark_frame("message_delivered", ROOM, ANN, Sequence(7), NOW),
             room_invited(ROOM, ANN),

@@ -5,6 +5,7 @@ use carillon_domain::{
     account::{Session, Tokens, User},
     event::{Mentions, Message, MessageType, Revision},
     media::Media,
+    people::Related,
     ports::{Reached, ReadMark, Receipt, Restricted},
     presence::{Presence, PresenceState},
     room::{Member, Restrictions, Role, Room, RoomKind, RoomRules},
@@ -471,6 +472,22 @@ impl From<Media> for MediaJson {
             size: media.size,
             sha256: media.sha256,
             created_at: media.created_at.into(),
+        }
+    }
+}
+
+/// An entry of the caller's contacts or blocks.
+#[derive(Serialize, Debug)]
+pub struct RelatedJson {
+    pub user_id: UserId,
+    pub since: Time,
+}
+
+impl From<Related> for RelatedJson {
+    fn from(related: Related) -> Self {
+        Self {
+            user_id: related.user,
+            since: related.since.into(),
         }
     }
 }
