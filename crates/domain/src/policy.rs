@@ -257,7 +257,8 @@ mod tests {
     /// is an action; its columns are who isn't a member, members, moderators, admins and owners.
     #[test]
     fn golden_matrix() {
-        let bound: [(&str, fn(Who) -> Who); 5] = [
+        type Bind = fn(Who) -> Who;
+        let bound: [(&str, Bind); 5] = [
             ("", |who| who),
             (", invited", |who| Who {
                 invited: true,

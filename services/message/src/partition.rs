@@ -642,9 +642,11 @@ impl Task {
                 .await
         };
         let blocked = async {
-            stream::iter(rooms.values())
+            let shared = &self.shared;
+            let handles: Vec<RoomHandle> = rooms.values().cloned().collect();
+            stream::iter(handles)
                 .map(|handle| async move {
-                    let blocked = self.shared.is_blocked(handle).await?;
+                    let blocked = shared.is_blocked(&handle).await?;
                     Ok::<_, Error>(blocked.then_some(handle.id()))
                 })
                 .buffer_unordered(READS_AT_ONCE)

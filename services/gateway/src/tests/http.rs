@@ -931,7 +931,7 @@ async fn an_absent_store_is_a_retryable_answer() {
 async fn contacts_and_blocks() {
     let town = Town::new();
     let (ann, bob) = (somebody(), somebody());
-    let mut others = vec![bob.user, carillon_domain::UserId::new()];
+    let mut others = [bob.user, carillon_domain::UserId::new()];
     others.sort_unstable();
     let router = router(&town, options());
     let status = async |method: Method, path: &str, who: &Identity| {
