@@ -10,6 +10,7 @@ mod embedded;
 mod faults;
 mod grpc;
 mod layout;
+mod moves;
 mod plans;
 mod push;
 mod real;
