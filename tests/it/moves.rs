@@ -275,8 +275,10 @@ impl Scene {
     }
 }
 
-/// Devices that are connected to a gateway and only wait.
-struct Devices(Vec<JoinHandle<Result<(Option<u16>, Instant)>>>);
+/// Devices that are connected to a gateway and only wait: with which code each was closed, and when.
+struct Devices(Vec<JoinHandle<Result<Closed>>>);
+
+type Closed = (Option<u16>, Instant);
 
 impl Devices {
     async fn connect(base: &str, person: &Person) -> Result<Self> {

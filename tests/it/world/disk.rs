@@ -8,7 +8,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 /// Mounted until it is dropped.
 pub struct Disk {
@@ -87,7 +87,7 @@ fn a_full_disk_takes_nothing() -> Result<()> {
     disk.fill()?;
     let file = directory.path().join("disk/file");
     let error = std::fs::write(&file, [1]).unwrap_err();
-    ensure!(error.kind() == ErrorKind::StorageFull, "{error}");
+    assert_eq!(error.kind(), ErrorKind::StorageFull);
     disk.free()?;
     std::fs::write(&file, [1])?;
     Ok(())
