@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -22,64 +22,89 @@ use crate::world::{
 
 /// A message that some sender was told is stored.
 #[derive(Clone, Debug, PartialEq)]
-struct Acknowledged {
-    client_message_id: String,
-    sequence: u64,
+pub struct Acknowledged {
+    pub client_message_id: String,
+    pub sequence: u64,
+    /// When the sender was told.
+    pub at: Instant,
 }
 
-/// Sends until told to stop; each message is retried, on the next gateway, until it is acknowledged.
-async fn send_all(
-    bases: Vec<String>,
-    token: String,
-    room: String,
-    name: String,
-    stop: Arc<AtomicBool>,
-) -> Result<Vec<Acknowledged>> {
-    let http = http();
-    let mut acknowledged = Vec::new();
-    let mut at = 0;
-    for n in 0.. {
-        if stop.load(Ordering::Relaxed) {
-            break;
+/// Who sends in a room until told to stop; each message is retried, on the next gateway, until it is acknowledged.
+#[derive(Clone)]
+pub struct Sender {
+    pub bases: Vec<String>,
+    pub token: String,
+    pub room: String,
+    pub name: String,
+    /// Between an answer and the next send.
+    pub pace: Duration,
+    pub stop: Arc<AtomicBool>,
+    /// So far.
+    pub acknowledged: Arc<Mutex<Vec<Acknowledged>>>,
+}
+
+impl Sender {
+    /// How many messages were acknowledged so far.
+    pub fn count(&self) -> usize {
+        self.acknowledged.lock().expect("no panic").len()
+    }
+
+    /// Sends until told to stop.
+    pub async fn run(self) -> Result<()> {
+        let http = http();
+        let mut at = 0;
+        for n in 0.. {
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let id = format!("{}-{n}", self.name);
+            let sequence = self.send(&http, &id, &mut at).await?;
+            self.acknowledged
+                .lock()
+                .expect("no panic")
+                .push(Acknowledged {
+                    client_message_id: id,
+                    sequence,
+                    at: Instant::now(),
+                });
+            tokio::time::sleep(self.pace).await;
         }
-        let id = format!("{name}-{n}");
+        Ok(())
+    }
+
+    async fn send(&self, http: &reqwest::Client, id: &str, at: &mut usize) -> Result<u64> {
         let body = json!({"client_message_id": id, "type": "text", "content": id});
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
-            let url = format!("{}/api/v1/rooms/{room}/messages", bases[at % bases.len()]);
-            let problem = match request(&http, Method::POST, &url, Some(&token), Some(&body)).await
-            {
-                Ok(answer) if answer.status.is_success() => {
-                    let sequence = answer.body["sequence"].as_u64().context("sequence")?;
-                    acknowledged.push(Acknowledged {
-                        client_message_id: id.clone(),
-                        sequence,
-                    });
-                    break;
-                }
-                // Only these may be retried; anything else is a defect that a retry would hide.
-                Ok(answer)
-                    if [StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT]
-                        .contains(&answer.status) =>
-                {
-                    answer.body.to_string()
-                }
-                Ok(answer) => bail!("a send was answered {}: {}", answer.status, answer.body),
-                Err(error) => format!("{error:#}"),
-            };
+            let base = &self.bases[*at % self.bases.len()];
+            let url = format!("{base}/api/v1/rooms/{}/messages", self.room);
+            let problem =
+                match request(http, Method::POST, &url, Some(&self.token), Some(&body)).await {
+                    Ok(answer) if answer.status.is_success() => {
+                        return answer.body["sequence"].as_u64().context("sequence");
+                    }
+                    // Only these may be retried; anything else is a defect that a retry would hide.
+                    Ok(answer)
+                        if [StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT]
+                            .contains(&answer.status) =>
+                    {
+                        answer.body.to_string()
+                    }
+                    Ok(answer) => bail!("a send was answered {}: {}", answer.status, answer.body),
+                    Err(error) => format!("{error:#}"),
+                };
             ensure!(
                 Instant::now() < deadline,
                 "{id} was not taken for 60 s: {problem}"
             );
-            at += 1;
+            *at += 1;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    Ok(acknowledged)
 }
 
 /// Every acknowledged message exactly once at its acknowledged place; places dense; nothing that nobody sent.
-async fn check_room(
+pub async fn check_room(
     base: &str,
     reader: &Person,
     room: &str,
@@ -154,7 +179,7 @@ struct Load {
     room: String,
     reader: Person,
     stop: Arc<AtomicBool>,
-    senders: Vec<tokio::task::JoinHandle<Result<Vec<Acknowledged>>>>,
+    senders: Vec<(Sender, tokio::task::JoinHandle<Result<()>>)>,
     base: String,
 }
 
@@ -182,13 +207,16 @@ impl Load {
                 .await?;
             let mut mine = bases.to_vec();
             mine.rotate_left(n % bases.len());
-            tasks.push(tokio::spawn(send_all(
-                mine,
-                person.access_token.clone(),
-                room.clone(),
-                format!("s{n}"),
-                stop.clone(),
-            )));
+            let sender = Sender {
+                bases: mine,
+                token: person.access_token.clone(),
+                room: room.clone(),
+                name: format!("s{n}"),
+                pace: Duration::ZERO,
+                stop: stop.clone(),
+                acknowledged: Arc::default(),
+            };
+            tasks.push((sender.clone(), tokio::spawn(sender.run())));
         }
         Ok(Self {
             room,
@@ -227,8 +255,9 @@ impl Load {
     async fn finish(mut self) -> Result<usize> {
         self.stop.store(true, Ordering::Relaxed);
         let mut acknowledged = Vec::new();
-        for sender in self.senders {
-            acknowledged.extend(sender.await??);
+        for (sender, task) in self.senders {
+            task.await??;
+            acknowledged.append(&mut sender.acknowledged.lock().expect("no panic"));
         }
         check_room(&self.base, &self.reader, &self.room, &acknowledged).await?;
         let last = acknowledged

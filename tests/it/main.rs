@@ -11,6 +11,7 @@ mod faults;
 mod grpc;
 mod layout;
 mod limits;
+mod moves;
 mod people;
 mod plans;
 mod push;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::world::{
     client::{Answer, Person, http},
-    platform::{QUICK, RealCluster, RealOptions, Role},
+    platform::{QUICK, RealCluster, RealOptions, Up},
     proxy::{Network, Proxy},
     script::texts,
     servers::{self, Networks},
@@ -29,8 +29,8 @@ struct Outage {
 }
 
 /// `/ready`: the status, and what it says of one dependency.
-async fn ready(role: &Role, store: &str) -> Result<(u16, Value)> {
-    let answer = http().get(format!("{}/ready", role.admin)).send().await?;
+async fn ready(admin: &str, store: &str) -> Result<(u16, Value)> {
+    let answer = http().get(format!("{admin}/ready")).send().await?;
     let status = answer.status().as_u16();
     let body: Value = answer.json().await?;
     let dependency = body["dependencies"]
@@ -41,11 +41,11 @@ async fn ready(role: &Role, store: &str) -> Result<(u16, Value)> {
     Ok((status, dependency))
 }
 
-/// Waits until a role says that the store is up or down.
-async fn wait_for(role: &Role, store: &str, up: bool) -> Result<()> {
+/// Waits until a process says that the store is up or down.
+async fn wait_for(admin: &str, store: &str, up: bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let (status, dependency) = ready(role, store).await?;
+        let (status, dependency) = ready(admin, store).await?;
         let word = if up { "up" } else { "down" };
         let serves = up || dependency["required"] == false;
         if (status == 200) == serves && dependency["status"] == word {
@@ -109,7 +109,7 @@ async fn outage(outage: &Outage) -> Result<()> {
         .await?;
 
     (outage.network)(&networks).set(outage.kind);
-    wait_for(&cluster.messages[0], outage.store, false).await?;
+    wait_for(&cluster.messages[0].admin, outage.store, false).await?;
     // Alive: a restart would not bring the store back.
     let health = http().get(format!("{base}/health")).send().await?;
     ensure!(health.status() == 200);
@@ -134,11 +134,11 @@ async fn outage(outage: &Outage) -> Result<()> {
         .chain(&cluster.gateways)
         .chain(&cluster.others)
     {
-        let (status, dependency) = ready(role, outage.store).await?;
+        let (status, dependency) = ready(&role.admin, outage.store).await?;
         if dependency.is_null() {
             ensure!(status == 200, "a role without this store is not ready");
         } else {
-            wait_for(role, outage.store, true).await?;
+            wait_for(&role.admin, outage.store, true).await?;
         }
     }
     // The same messages again: whatever became of the first attempts, each is there once.
@@ -243,4 +243,61 @@ async fn rabbitmq_is_gone() -> Result<()> {
         sends_go_on: true,
     })
     .await
+}
+
+/// Promises 1 and 8, OPS-01: a full disk under the embedded store. It heals without a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_disk_is_full() -> Result<()> {
+    let mut up = Up::start_on_a_disk(QUICK).await?;
+    let Some(disk) = up.disk.clone() else {
+        println!("CARILLON-SKIPPED stores_fail::the_disk_is_full: this user may not mount a disk");
+        return Ok(());
+    };
+    let alice = Person::register(&up.base, "alice").await?;
+    let body = json!({"name": "r", "description": "", "type": "public"});
+    let made = alice
+        .ask(&up.base, Method::POST, "/rooms", Some(&body))
+        .await?;
+    let path = format!("/rooms/{}/messages", made["id"].as_str().context("id")?);
+    let send = |id: String| {
+        let (alice, base, path) = (&alice, &up.base, &path);
+        async move {
+            let body = json!({"client_message_id": id, "type": "text", "content": id});
+            alice.call(base, Method::POST, path, Some(&body)).await
+        }
+    };
+    let mut expected = Vec::new();
+    for round in 0..3 {
+        let before = format!("before-{round}");
+        ensure!(send(before.clone()).await?.status == 201);
+        expected.push(before);
+        disk.fill()?;
+        // What its last block has room for is still taken.
+        let refused = loop {
+            let id = format!("during-{}", expected.len());
+            let answer = send(id.clone()).await?;
+            expected.push(id.clone());
+            if !answer.status.is_success() {
+                is_clear(&answer)?;
+                break id;
+            }
+        };
+        wait_for(&up.admin, "embedded", false).await?;
+        let public = http().get(format!("{}/ready", up.base)).send().await?;
+        ensure!(public.status() == 503, "the gateway says that it is ready");
+        disk.free()?;
+        wait_for(&up.admin, "embedded", true).await?;
+        let again = send(refused).await?;
+        ensure!(
+            again.status.is_success(),
+            "{}: {}",
+            again.status,
+            again.body
+        );
+    }
+    ensure!(up.process.is_running(), "it ended: {}", up.process.output());
+    let room = made["id"].as_str().context("id")?;
+    let seen = texts(&alice.history(&up.base, room).await?);
+    ensure!(seen == expected, "the room holds {seen:?}");
+    Ok(())
 }

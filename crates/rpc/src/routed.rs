@@ -34,12 +34,14 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     Credentials, MessageClient,
-    status::{is_transport, is_unsent},
+    status::{deadline_exceeded, is_transport, is_unsent},
     values::CALL_DEADLINE,
 };
 
 /// Least time between two looks at the registry: many calls fail at once when a replica goes.
 const MIN_REFRESH_GAP: Duration = Duration::from_millis(20);
+/// How long an answer is waited for after its replica has gone: one that withdrew ends what it began.
+const GONE_PATIENCE: Duration = Duration::from_millis(500);
 /// First and longest pause between two tries.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
@@ -77,7 +79,7 @@ impl Default for RoutedOptions {
 }
 
 /// A `MessageService` over the live message replicas. Calls about a room go to the replica that should own it, others to any in turn.
-/// After `NotOwner` or a failure of the connection the call is tried again, with a pause of 20 ms doubling to 500 ms, until
+/// After `NotOwner`, a failure of the connection, or the end of a silent replica's lease the call is tried again, with a pause of 20 ms doubling to 500 ms, until
 /// the total deadline: then `Unavailable`. That is safe because every call of a `MessageService` may be repeated, but for the making
 /// of a room: that is tried again only while nothing was sent.
 pub struct RoutedMessages {
@@ -160,7 +162,10 @@ impl RoutedMessages {
         let mut tries = Tries::new(self.total_deadline);
         loop {
             let outcome = match self.pick(to) {
-                Some(client) => tries.within(call(client)).await?,
+                Some(peer) => {
+                    let answer = self.unless_gone(&peer, call(peer.client.clone()));
+                    tries.within(answer).await?
+                }
                 None => Err(no_replica()),
             };
             match outcome {
@@ -187,9 +192,9 @@ impl RoutedMessages {
             if groups.is_empty() {
                 failed = Some(no_replica());
             } else {
-                let asked = groups.into_values().map(|(client, rooms)| {
-                    let answer = call(client, rooms.clone());
-                    async move { (rooms, answer.await) }
+                let asked = groups.into_values().map(|(peer, rooms)| {
+                    let answer = call(peer.client.clone(), rooms.clone());
+                    async move { (rooms, self.unless_gone(&peer, answer).await) }
                 });
                 open.clear();
                 for (rooms, outcome) in tries.within(futures::future::join_all(asked)).await? {
@@ -210,32 +215,63 @@ impl RoutedMessages {
         Ok(answers)
     }
 
-    fn pick(&self, to: To) -> Option<MessageClient> {
+    /// Waits for an answer of a replica, but not of one whose lease has ended: a process that was stopped, or a machine that is off,
+    /// never says that it won't answer.
+    async fn unless_gone<T>(
+        &self,
+        peer: &Peer,
+        answer: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let mut view = self.view.clone();
+        let is_live = |view: &Arc<View>| {
+            let mut replicas = view.replicas.values();
+            replicas.any(|live| live.address == peer.address)
+        };
+        let gone = async {
+            loop {
+                if view.wait_for(|view| !is_live(view)).await.is_err() {
+                    // The refresher ended with us.
+                    std::future::pending::<()>().await;
+                }
+                let back = tokio::time::timeout(GONE_PATIENCE, view.wait_for(is_live));
+                if back.await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            () = gone => Err(deadline_exceeded()),
+        }
+    }
+
+    fn pick(&self, to: To) -> Option<Peer> {
         let view = self.view.borrow().clone();
         match to {
             To::Owner(room) => {
                 let owner = preferred_owner(Partition::of_room(room), view.replicas.keys())?;
-                Some(view.replicas.get(owner)?.client.clone())
+                view.replicas.get(owner).cloned()
             }
             To::Any => {
                 let turn = self.turn.fetch_add(1, Ordering::Relaxed);
                 let place = turn.checked_rem(view.replicas.len())?;
-                Some(view.replicas.values().nth(place)?.client.clone())
+                view.replicas.values().nth(place).cloned()
             }
         }
     }
 
     /// Rooms by the replica that should own them; empty when there is no replica.
-    fn by_owner(&self, rooms: &[RoomId]) -> BTreeMap<ReplicaId, (MessageClient, Vec<RoomId>)> {
+    fn by_owner(&self, rooms: &[RoomId]) -> BTreeMap<ReplicaId, (Peer, Vec<RoomId>)> {
         let view = self.view.borrow().clone();
-        let mut groups: BTreeMap<ReplicaId, (MessageClient, Vec<RoomId>)> = BTreeMap::new();
+        let mut groups: BTreeMap<ReplicaId, (Peer, Vec<RoomId>)> = BTreeMap::new();
         for room in rooms {
             let owner = preferred_owner(Partition::of_room(*room), view.replicas.keys());
             if let Some((owner, peer)) = owner.and_then(|owner| view.replicas.get_key_value(owner))
             {
                 let group = groups.entry(owner.clone());
                 group
-                    .or_insert_with(|| (peer.client.clone(), Vec::new()))
+                    .or_insert_with(|| (peer.clone(), Vec::new()))
                     .1
                     .push(*room);
             }

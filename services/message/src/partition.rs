@@ -3,7 +3,7 @@
 //! While a batch is being written the next one gathers, so that the write's cost is shared (group commit). After any failed
 //! append the outcome is unknown: everything remembered of the partition is dropped and it is acquired anew. The same after a
 //! room couldn't be opened, and when the epoch turns out to be over: it is proven before each batch, and for readers, whenever the
-//! last proof is older than [`Shared::proof_lasts`]. So nothing is answered from memory for longer than that after another
+//! last proof is older than [`Shared::proof_lasts`]; and after a batch that appended nothing, before it is answered. So nothing is answered from memory for longer than that after another
 //! replica took over, even if this one never noticed that it lost the partition and has it back.
 //!
 //! The task waits for stores only, never for a task of another partition: two would wait for each other.
@@ -439,6 +439,7 @@ impl Task {
         let now = self.shared.clock.now();
         let mut events: Vec<RoomEvent> = Vec::with_capacity(writes.len());
         let mut waiting = Vec::with_capacity(writes.len());
+        let mut refused = Vec::new();
         for (room, write) in writes {
             let Some(work) = works.get_mut(&write.room) else {
                 continue;
@@ -458,18 +459,23 @@ impl Task {
                     events.extend(decision.events);
                     waiting.push((room, write, first..events.len(), decision.outcome));
                 }
-                Err(error) => {
-                    let _ = write.reply.send(Err(error));
-                }
+                Err(error) => refused.push((write, error)),
             }
         }
-        if !events.is_empty()
-            && let Err(error) = self.append(&events).await
-        {
-            for (_, write, _, _) in waiting {
+        // A refusal too must know what was acknowledged before it was asked for, by whichever replica.
+        let proven = match events.as_slice() {
+            [] => self.prove().await,
+            events => self.append(events).await,
+        };
+        if let Err(error) = proven {
+            let waiting = waiting.into_iter().map(|(_, write, _, _)| write);
+            for write in waiting.chain(refused.into_iter().map(|(write, _)| write)) {
                 let _ = write.reply.send(Err(error.clone()));
             }
             return;
+        }
+        for (write, error) in refused {
+            let _ = write.reply.send(Err(error));
         }
         // Readers see the events before anybody is told of them.
         let mut pairs = HashMap::new();
@@ -499,6 +505,27 @@ impl Task {
                 .committed(self.partition, events, |event| {
                     pairs.get(&event.room).copied().flatten()
                 });
+        }
+    }
+
+    /// Proves that the epoch is the partition's still, when nothing is appended that would.
+    async fn prove(&mut self) -> Result<()> {
+        let tenure = self
+            .tenure
+            .clone()
+            .ok_or_else(|| Error::defect("a batch without an epoch"))?;
+        let asked = Instant::now();
+        match self.shared.log.check(self.partition, tenure.epoch).await {
+            Ok(()) => {
+                tenure.prove(asked);
+                Ok(())
+            }
+            Err(error) => {
+                if error.code == ErrorCode::NotOwner {
+                    self.forget();
+                }
+                Err(error)
+            }
         }
     }
 

@@ -59,8 +59,9 @@ impl Roster {
         }
     }
 
-    /// Announces this replica and follows the others until `stop`; then withdraws. While the registry is away the last view
-    /// stands, since moving nothing is better than moving everything.
+    /// Announces this replica and follows the others until `stop`; then withdraws and owns nothing any more, so that whoever still
+    /// asks here looks for the next owner at once. While the registry is away the last view stands, since moving nothing is better
+    /// than moving everything.
     pub async fn run(&self, stop: CancellationToken) {
         let mut tick = tokio::time::interval(ANNOUNCE_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -99,8 +100,11 @@ impl Roster {
                 }
             }
         }
-        if let Err(error) = self.registry.withdraw(ROLE, &self.me.id).await {
-            tracing::warn!(%error, "could not withdraw this replica; its lease ends in {LEASE:?}");
+        match self.registry.withdraw(ROLE, &self.me.id).await {
+            Ok(()) => self.view.write().live.clear(),
+            Err(error) => {
+                tracing::warn!(%error, "could not withdraw this replica; its lease ends in {LEASE:?}");
+            }
         }
     }
 }

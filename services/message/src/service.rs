@@ -60,8 +60,8 @@ pub struct MessageOptions {
     pub edit_window: Duration,
     /// Rooms that one person may be in, 5,000 at most (direct rooms that others open with them count, but aren't refused).
     pub max_rooms: usize,
-    /// For how long a list, or a refusal, may be answered from memory after it was proven that this replica owns the room: after
-    /// another one took over, those of an old owner are at most this old. Costs one read of the log per partition in use and this
+    /// For how long a list, or the refusal of a read, may be answered from memory after it was proven that this replica owns the
+    /// room: after another one took over, those of an old owner are at most this old. Costs one read of the log per partition in use and this
     /// time. What is read of one room is always proven anew.
     pub proof_lasts: Duration,
     /// How often what retention leaves no more is removed from the store (MSG-21). Readers see nothing of it from the moment that

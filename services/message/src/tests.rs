@@ -399,6 +399,29 @@ async fn ownership_that_comes_back_shows_what_was_done_meanwhile() {
     assert!(again.duplicate);
 }
 
+/// Promise 4: an owner that was replaced a moment ago, and doesn't know it yet, refuses nothing that its successor would allow.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_owner_refuses_nothing() {
+    let world = World::new();
+    let (ann, bob) = (world.person().await, world.person().await);
+    // Both take themselves for the owner, and the first goes by what it proved long ago.
+    let (first, second) = (world.replica_proving(PATIENCE), world.replica());
+    let room = group(&first, ann).await;
+    let refused = first.send(bob, room, draft("b0", "hello")).await;
+    assert_eq!(refused.unwrap_err().code, ErrorCode::NotFound);
+    second
+        .put_member(ann, room, bob, Role::Member)
+        .await
+        .unwrap();
+    let sent = second.send(bob, room, draft("b1", "hello")).await.unwrap();
+    let id = sent.message.id;
+    let edited = first.edit(bob, room, id, "hello again".into()).await;
+    assert_eq!(edited.unwrap_err().code, ErrorCode::NotOwner);
+    // That was the end of its tenure: it looks again.
+    let edited = first.edit(bob, room, id, "hello again".into()).await;
+    assert_eq!(edited.unwrap().content, "hello again");
+}
+
 /// Promise 1: an epoch gets one try to open a room: after a failure the next try has another one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_opening_uses_the_epoch_up() {

@@ -154,6 +154,7 @@ impl Crowd {
                     ),
                     mishaps: receiver,
                     stop: stop.clone(),
+                    clocks_jump: plan.jumps(),
                     mine: Vec::new(),
                     next: 0,
                     history: History::default(),
@@ -213,6 +214,8 @@ pub struct Device {
     random: StdRng,
     mishaps: mpsc::UnboundedReceiver<Mishap>,
     stop: Arc<AtomicBool>,
+    /// Whether the plan moves clocks, so that what goes by the time of day may be refused.
+    clocks_jump: bool,
     /// Messages that this device sent and did not delete: id and room.
     mine: Vec<(String, usize)>,
     next: u64,
@@ -488,7 +491,11 @@ impl Device {
         let content = format!("edited {}", self.random.random::<u32>());
         let body = json!({"content": content});
         let path = format!("/messages/{id}");
-        let (answer, _) = self.insist(Method::PATCH, &path, Some(&body)).await?;
+        let (answer, retries) = self.insist(Method::PATCH, &path, Some(&body)).await?;
+        if self.is_too_late(&answer) {
+            self.give_up_on(&id, retries);
+            return Ok(());
+        }
         ensure!(
             answer.status.is_success(),
             "an edit was answered {}: {}",
@@ -504,7 +511,11 @@ impl Device {
             return Ok(());
         };
         let path = format!("/messages/{id}");
-        let (answer, _) = self.insist(Method::DELETE, &path, None).await?;
+        let (answer, retries) = self.insist(Method::DELETE, &path, None).await?;
+        if self.is_too_late(&answer) {
+            self.give_up_on(&id, retries);
+            return Ok(());
+        }
         ensure!(
             answer.status.is_success(),
             "a delete was answered {}: {}",
@@ -514,6 +525,23 @@ impl Device {
         self.mine.retain(|(mine, _)| *mine != id);
         self.history.changed.insert(id, Now::Deleted);
         Ok(())
+    }
+
+    /// By a clock that jumped ahead, the time in which a message may be changed is over.
+    fn is_too_late(&self, answer: &Answer) -> bool {
+        self.clocks_jump
+            && answer.status == 409
+            && answer.body["detail"]
+                .as_str()
+                .is_some_and(|detail| detail.starts_with("a message can be changed for"))
+    }
+
+    /// A change that was refused; if not at once, an attempt before may have been taken all the same, or may still be.
+    fn give_up_on(&mut self, id: &str, retries: usize) {
+        if retries > 0 {
+            self.mine.retain(|(mine, _)| mine != id);
+            self.history.changed.remove(id);
+        }
     }
 
     fn one_of_mine(&mut self) -> Option<(String, usize)> {
@@ -591,6 +619,13 @@ impl Device {
             }
         }
         Ok(())
+    }
+
+    /// After the faults: a session that holds, also when the last one was made by a clock that was wrong.
+    pub async fn wake(&mut self) -> Result<()> {
+        self.insist(Method::GET, "/rooms/me?limit=1", None)
+            .await
+            .map(drop)
     }
 
     /// After the faults: connects, and reads until it has seen everything up to these places.

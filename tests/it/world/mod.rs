@@ -1,6 +1,8 @@
 //! What tests are made of: processes, people, and scripts of what people do.
 
 pub mod client;
+pub mod clock;
+pub mod disk;
 pub mod platform;
 pub mod process;
 pub mod proxy;

@@ -3,14 +3,18 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use carillon_crds::config::PlatformConfig;
 use tempfile::TempDir;
 
 use super::{
     client,
+    clock::WallClock,
+    disk::Disk,
     process::{Process, free_port},
     servers::Servers,
 };
@@ -24,12 +28,19 @@ pub const QUICK: &str = "
     argon2: {memoryKib: 8192, iterations: 1, parallelism: 1}
 ";
 
+/// Size of the disk of [`Up::start_on_a_disk`]: more than a long run writes.
+const DISK_MIB: usize = 768;
+
 /// `carillon up` on a directory of its own.
 pub struct Up {
     pub process: Process,
     pub base: String,
     pub grpc: String,
     pub admin: String,
+    /// Where the data is, if that is a disk of its own.
+    pub disk: Option<Arc<Disk>>,
+    /// Its clock, if it has one of its own.
+    pub clock: Option<WallClock>,
     pub directory: TempDir,
     arguments: Vec<String>,
 }
@@ -37,17 +48,30 @@ pub struct Up {
 impl Up {
     /// Starts it and waits until it is ready. `spec` is YAML under `spec:`, indented by two.
     pub async fn start(spec: &str) -> Result<Self> {
-        Self::start_in(spec, tempfile::tempdir()?).await
+        Self::start_in(spec, tempfile::tempdir()?, None, None).await
+    }
+
+    /// The same with its data on a small disk and by a clock of its own, where the machine allows that.
+    pub async fn start_on_a_disk(spec: &str) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let disk = Disk::mount(&directory.path().join("data"), DISK_MIB)?.map(Arc::new);
+        let clock = WallClock::new(directory.path(), "up")?;
+        Self::start_in(spec, directory, disk, clock).await
     }
 
     /// The same with Secrets: a directory with one folder per Secret.
     pub async fn start_with_secrets(spec: &str, secrets: &Path) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         copy_tree(secrets, &directory.path().join("data/secrets"))?;
-        Self::start_in(spec, directory).await
+        Self::start_in(spec, directory, None, None).await
     }
 
-    async fn start_in(spec: &str, directory: TempDir) -> Result<Self> {
+    async fn start_in(
+        spec: &str,
+        directory: TempDir,
+        disk: Option<Arc<Disk>>,
+        clock: Option<WallClock>,
+    ) -> Result<Self> {
         let file = directory.path().join("chatcluster.yaml");
         fs::write(
             &file,
@@ -75,9 +99,11 @@ impl Up {
         ]
         .map(str::to_owned)
         .to_vec();
-        let process = Process::start("up", directory.path(), &arguments)?;
+        let process = Process::start_by(clock.as_ref(), "up", directory.path(), &arguments)?;
         let mut up = Self {
             process,
+            disk,
+            clock,
             base: format!("http://{http}"),
             grpc: format!("http://{grpc}"),
             admin: format!("http://{admin}"),
@@ -101,15 +127,31 @@ impl Up {
         self.restart().await
     }
 
-    /// Starts it again after it ended.
+    /// Starts it again after it ended; again and again while its disk is full, as a supervisor would.
     pub async fn restart(&mut self) -> Result<()> {
-        self.process = self.start_again()?;
-        self.ready().await
+        let is_full = |disk: &Option<Arc<Disk>>| disk.as_ref().is_some_and(|disk| disk.is_full());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let full = is_full(&self.disk);
+            self.process = self.start_again()?;
+            match self.ready().await {
+                Err(_) if Instant::now() < deadline && (full || is_full(&self.disk)) => {
+                    self.process.kill();
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                started => return started,
+            }
+        }
     }
 
     /// The same command once more, whatever becomes of it.
     pub fn start_again(&self) -> Result<Process> {
-        Process::start("up", self.directory.path(), &self.arguments)
+        Process::start_by(
+            self.clock.as_ref(),
+            "up",
+            self.directory.path(),
+            &self.arguments,
+        )
     }
 }
 
@@ -141,6 +183,10 @@ pub struct RealCluster {
     pub others: Vec<Role>,
     /// The ChatCluster's name, and so the keyspace's beginning.
     pub name: String,
+    /// Whether each role goes by a clock of its own, where the machine allows that.
+    clocks: bool,
+    /// What every role is configured with, but for its ports.
+    config: Option<PlatformConfig>,
 }
 
 /// One role's process.
@@ -148,14 +194,17 @@ pub struct Role {
     pub process: Process,
     pub base: String,
     pub admin: String,
-    name: String,
+    pub name: String,
+    /// Its clock, if it has one of its own.
+    pub clock: Option<WallClock>,
     arguments: Vec<String>,
 }
 
 impl Role {
     /// Starts the same process again, with the same ports.
     pub async fn restart(&mut self, directory: &Path) -> Result<()> {
-        self.process = Process::start(&self.name, directory, &self.arguments)?;
+        self.process =
+            Process::start_by(self.clock.as_ref(), &self.name, directory, &self.arguments)?;
         self.ready().await
     }
 
@@ -177,6 +226,8 @@ pub struct RealOptions {
     pub spec: String,
     /// A directory with one folder per Secret.
     pub secrets: Option<PathBuf>,
+    /// Each role by a clock of its own, where the machine allows that.
+    pub clocks: bool,
 }
 
 impl RealCluster {
@@ -190,6 +241,8 @@ impl RealCluster {
             messages: vec![],
             others: vec![],
             name,
+            clocks: options.clocks,
+            config: None,
         };
         let keys = cluster.directory.path().join("keys");
         fs::create_dir(&keys)?;
@@ -228,7 +281,16 @@ impl RealCluster {
         {
             role.ready().await?;
         }
+        cluster.config = Some(base);
         Ok(cluster)
+    }
+
+    /// Starts one more message replica; it may not be ready yet.
+    pub fn add_message(&mut self) -> Result<()> {
+        let base = self.config.as_ref().context("the cluster runs")?;
+        let role = self.start_role("message", &format!("message-{}", self.messages.len()), base)?;
+        self.messages.push(role);
+        Ok(())
     }
 
     /// The configuration as the operator would derive it, with loopback peers.
@@ -238,7 +300,7 @@ impl RealCluster {
         options: &RealOptions,
         keys: &Path,
         signing: &Keys,
-    ) -> Result<carillon_crds::config::PlatformConfig> {
+    ) -> Result<PlatformConfig> {
         let yaml = format!(
             "apiVersion: carillon.chat/v1alpha1\nkind: ChatCluster\nmetadata: {{name: {name}}}\nspec:{spec}
   scylla: {{external: {{contactPoints: {scylla:?}, datacenter: datacenter1, keyspace: {name}, replicationFactor: {replicas}}}}}
@@ -298,22 +360,13 @@ impl RealCluster {
         Ok(config)
     }
 
-    fn write_config(
-        &self,
-        name: &str,
-        config: &carillon_crds::config::PlatformConfig,
-    ) -> Result<String> {
+    fn write_config(&self, name: &str, config: &PlatformConfig) -> Result<String> {
         let path = self.directory.path().join(format!("{name}.yaml"));
         fs::write(&path, config.to_yaml())?;
         Ok(path.display().to_string())
     }
 
-    fn start_role(
-        &self,
-        role: &str,
-        name: &str,
-        base: &carillon_crds::config::PlatformConfig,
-    ) -> Result<Role> {
+    fn start_role(&self, role: &str, name: &str, base: &PlatformConfig) -> Result<Role> {
         let mut config = base.clone();
         config.admin_port = free_port();
         match role {
@@ -334,9 +387,14 @@ impl RealCluster {
         ]
         .map(str::to_owned)
         .to_vec();
-        let process = Process::start(name, self.directory.path(), &arguments)?;
+        let clock = match self.clocks {
+            true => WallClock::new(self.directory.path(), name)?,
+            false => None,
+        };
+        let process = Process::start_by(clock.as_ref(), name, self.directory.path(), &arguments)?;
         Ok(Role {
             process,
+            clock,
             base: format!("http://127.0.0.1:{}", config.gateway.http_port),
             admin: format!("http://127.0.0.1:{}", config.admin_port),
             name: name.to_owned(),

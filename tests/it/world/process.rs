@@ -10,7 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::clock::WallClock;
+
+/// How long a stop may take before a test fails: longer than any drain.
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The `carillon` binary beside this test's own.
 pub fn binary() -> PathBuf {
@@ -36,15 +41,27 @@ pub struct Process {
     child: Child,
     log: PathBuf,
     name: String,
+    clock: Option<WallClock>,
 }
 
 impl Process {
     /// Starts the binary with these arguments; what it prints goes to `<directory>/<name>.log`.
     pub fn start(name: &str, directory: &Path, arguments: &[String]) -> Result<Self> {
+        Self::start_by(None, name, directory, arguments)
+    }
+
+    /// The same by a clock of its own.
+    pub fn start_by(
+        clock: Option<&WallClock>,
+        name: &str,
+        directory: &Path,
+        arguments: &[String],
+    ) -> Result<Self> {
         let log = directory.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log)?;
         let child = Command::new(binary())
             .args(arguments)
+            .envs(clock.map(WallClock::environment).into_iter().flatten())
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
@@ -54,6 +71,7 @@ impl Process {
             child,
             log,
             name: name.to_owned(),
+            clock: clock.cloned(),
         })
     }
 
@@ -93,6 +111,40 @@ impl Process {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Some(clock) = &self.clock {
+            clock.clean_up(self.pid());
+        }
+    }
+
+    /// SIGTERM, and waits for a clean end, which may take as long as a drain.
+    pub async fn stop(&mut self) -> Result<()> {
+        self.signal("TERM");
+        let deadline = Instant::now() + STOP_PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                ensure!(
+                    status.success(),
+                    "{} was told to stop, and ended with {status}:\n{}",
+                    self.name,
+                    self.last_words()
+                );
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{} did not end within {STOP_PATIENCE:?} of a SIGTERM:\n{}",
+                self.name,
+                self.last_words()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The last lines that it printed.
+    fn last_words(&self) -> String {
+        let output = self.output();
+        let lines: Vec<&str> = output.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
     /// SIGTERM; its exit code. Fails when it doesn't end in time.
@@ -125,10 +177,7 @@ impl Drop for Process {
         // A stopped process takes SIGKILL too.
         self.kill();
         if std::thread::panicking() {
-            let output = self.output();
-            let tail: Vec<&str> = output.lines().rev().take(40).collect();
-            eprintln!("--- {} printed last:", self.name);
-            tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            eprintln!("--- {} printed last:\n{}", self.name, self.last_words());
         }
     }
 }

@@ -30,6 +30,7 @@ pub struct Proxy {
     /// `host:port`, on the target's host.
     pub address: String,
     network: watch::Sender<Network>,
+    target: watch::Sender<String>,
     task: JoinHandle<()>,
 }
 
@@ -41,7 +42,7 @@ impl Proxy {
         let listener = TcpListener::bind((host, 0)).await?;
         let address = listener.local_addr()?.to_string();
         let (network, state) = watch::channel(Network::Whole);
-        let target = target.to_owned();
+        let (target, targets) = watch::channel(target.to_owned());
         let task = tokio::spawn(async move {
             // Connections end with the proxy.
             let mut connections = tokio::task::JoinSet::new();
@@ -49,7 +50,8 @@ impl Proxy {
                 tokio::select! {
                     accepted = listener.accept() => {
                         let Ok((client, _)) = accepted else { return };
-                        connections.spawn(connect(client, target.clone(), state.clone()));
+                        let target = targets.borrow().clone();
+                        connections.spawn(connect(client, target, state.clone()));
                     }
                     Some(_) = connections.join_next() => {}
                 }
@@ -58,6 +60,7 @@ impl Proxy {
         Ok(Self {
             address,
             network,
+            target,
             task,
         })
     }
@@ -65,6 +68,11 @@ impl Proxy {
     /// Changes the network, for open connections too.
     pub fn set(&self, network: Network) {
         self.network.send_replace(network);
+    }
+
+    /// Forwards new connections elsewhere; open ones end with the server that they reach.
+    pub fn point_to(&self, target: &str) {
+        self.target.send_replace(target.to_owned());
     }
 }
 

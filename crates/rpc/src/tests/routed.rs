@@ -241,6 +241,38 @@ async fn a_silent_replica_costs_one_try() {
     }
 }
 
+/// Promise 8: a replica that is paused for longer than its lease holds up its calls no longer than that.
+#[tokio::test]
+async fn a_call_leaves_a_silent_replica_whose_lease_ended() {
+    let never = Duration::from_secs(3600);
+    let nodes = vec![
+        node("a", FakeServices::hanging()).await,
+        node("b", FakeServices::named("b")).await,
+    ];
+    let town = town(
+        nodes,
+        RoutedOptions {
+            refresh: Duration::from_millis(10),
+            call_deadline: never,
+            total_deadline: never,
+            ..Default::default()
+        },
+    )
+    .await;
+    let room = town.room_of(0);
+    let lease_ends = async {
+        while town.fake(0).calls().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        town.withdraw(0).await;
+    };
+    let both = async { tokio::join!(town.router.room(ACTOR, room), lease_ends) };
+    let (view, ()) = tokio::time::timeout(Duration::from_secs(60), both)
+        .await
+        .expect("the call goes to the next owner");
+    assert_eq!(view.unwrap().room.name, "b");
+}
+
 /// MSG-01: a replica that doesn't answer may have made the room all the same: another one isn't asked to make a second. One that
 /// can't be connected to has made nothing.
 #[tokio::test]
