@@ -68,6 +68,8 @@ const READS_AT_ONCE: usize = 64;
 const BLOCKS_LAST: Duration = Duration::from_secs(1);
 /// Read marks of a room that are looked through at once.
 const RECEIPTS: usize = 1000;
+/// How many times that at most: a batch waits for it.
+const RECEIPT_PAGES: usize = 5;
 /// Rooms remembered per partition before all are forgotten (and opened again when needed).
 const ROOMS_REMEMBERED: usize = 4096;
 
@@ -578,7 +580,6 @@ impl Task {
         let mut ids: HashMap<(RoomId, UserId, ClientMessageId), Vec<(RoomId, Sequence)>> =
             HashMap::new();
         let mut targets: HashSet<(RoomId, MessageId)> = HashSet::new();
-        let mut changers: HashSet<(RoomId, UserId)> = HashSet::new();
         for (room, write) in writes {
             rooms.entry(write.room).or_insert_with(|| room.clone());
             people.extend(
@@ -593,9 +594,6 @@ impl Task {
                 }
                 Intent::Edit { id, .. } | Intent::Delete { id } => {
                     targets.insert((write.room, *id));
-                    if room.now.lock().room.rules.edit_unread_only {
-                        changers.insert((write.room, write.actor));
-                    }
                 }
                 _ => {}
             }
@@ -658,16 +656,6 @@ impl Task {
                 .try_collect::<HashMap<_, _>>()
                 .await
         };
-        let read_by_others = async {
-            stream::iter(changers)
-                .map(|(room, actor)| async move {
-                    let read = self.read_by_others(room, actor).await?;
-                    Ok::<_, Error>(((room, actor), read))
-                })
-                .buffer_unordered(READS_AT_ONCE)
-                .try_collect::<HashMap<_, _>>()
-                .await
-        };
         let blocked = async {
             let shared = &self.shared;
             let handles: Vec<RoomHandle> = rooms.values().cloned().collect();
@@ -681,8 +669,25 @@ impl Task {
                 .try_collect::<HashSet<RoomId>>()
                 .await
         };
-        let (standings, sent, targets, read_by_others, blocked) =
-            futures::try_join!(standings, sent, targets, read_by_others, blocked)?;
+        let (standings, sent, targets, blocked) =
+            futures::try_join!(standings, sent, targets, blocked)?;
+        let mut read_by_others = HashMap::new();
+        for ((room, _), stored) in &targets {
+            let sender = stored.sent.actor;
+            let Some(handle) = rooms.get(room) else {
+                continue;
+            };
+            let key = (*room, sender);
+            let changes =
+                |(_, write): &(RoomHandle, Write)| write.room == *room && write.actor == sender;
+            if handle.now.lock().room.rules.edit_unread_only
+                && !read_by_others.contains_key(&key)
+                && writes.iter().any(changes)
+            {
+                let read = self.read_by_others(handle, sender).await?;
+                read_by_others.insert(key, read);
+            }
+        }
         let mut by_room: HashMap<RoomId, HashMap<UserId, Standing>> = HashMap::new();
         for (room, user, standing) in standings {
             by_room.entry(room).or_default().insert(user, standing);
@@ -707,12 +712,22 @@ impl Task {
         Ok((works, facts))
     }
 
-    /// How far anybody but one person has read a room.
-    async fn read_by_others(&self, room: RoomId, person: UserId) -> Result<Sequence> {
-        let mut furthest = Sequence::ZERO;
+    /// How far anybody but one person has read a room; in one with very many readers, as if somebody had read all.
+    async fn read_by_others(&self, room: &OpenedRoom, person: UserId) -> Result<Sequence> {
+        let (head, mut furthest) = {
+            let now = room.now.lock();
+            (now.head, now.wrote_besides(person))
+        };
         let mut after = None;
-        loop {
-            let page = self.shared.rooms.receipts(room, after, RECEIPTS).await?;
+        for _ in 0..RECEIPT_PAGES {
+            if furthest >= head {
+                return Ok(furthest);
+            }
+            let page = self
+                .shared
+                .rooms
+                .receipts(room.id(), after, RECEIPTS)
+                .await?;
             for receipt in &page {
                 if let (true, Some(read)) = (receipt.user != person, receipt.read) {
                     furthest = furthest.max(read.sequence);
@@ -723,6 +738,7 @@ impl Task {
                 _ => return Ok(furthest),
             }
         }
+        Ok(head)
     }
 
     /// What the log holds under a client message id. Entries of the index are candidates: one may belong to a write that never

@@ -9,7 +9,7 @@ use carillon_domain::{
     services::{EventPage, HistoryQuery},
 };
 
-use crate::state::OpenedRoom;
+use crate::state::{Expiring, OpenedRoom};
 
 /// Places that one read of the log covers.
 const CHUNK: u64 = 200;
@@ -237,8 +237,19 @@ pub async fn expire(log: &dyn RoomLog, room: &OpenedRoom, now: Timestamp) -> Res
         }
         (retention, state.floor, state.head, state.messages)
     };
+    // Who comes meanwhile sees for a moment longer what has to go.
+    let Some(_expiring) = Expiring::begin(room) else {
+        return Ok(());
+    };
     let kept = |event: &RoomEvent| now.since(event.time) < retention;
-    let first = first_where(log, room, kept, floor.first, head.next()).await?;
+    // Mostly little has to go: so it is looked for in ever larger steps.
+    let (mut low, mut high, mut step) = (floor.first, floor.first, 1);
+    while high <= head && !kept(&event_at(log, room, high).await?) {
+        low = high.next();
+        high = Sequence(high.0.saturating_add(step));
+        step *= PROBES;
+    }
+    let first = first_where(log, room, kept, low, high.min(head.next())).await?;
     let (floor, expires) = if first > head {
         let floor = Floor { first, messages };
         (floor, None)
@@ -254,7 +265,7 @@ pub async fn expire(log: &dyn RoomLog, room: &OpenedRoom, now: Timestamp) -> Res
     if floor.first > known.first {
         log.raise_floor(room.id(), floor).await?;
     }
-    room.now.lock().raise_floor(floor, expires);
+    room.now.lock().raise_floor(floor, expires, retention);
     Ok(())
 }
 

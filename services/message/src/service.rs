@@ -44,6 +44,8 @@ const LAST_MESSAGE_SEARCH: u64 = 100;
 const LISTED_TOGETHER: usize = 100;
 /// Rooms of a person that are looked at together for deleted ones.
 const COUNTED_TOGETHER: usize = 1000;
+/// Invitations that wait for one person's answer.
+const MAX_INVITES: usize = 1000;
 /// How often a send asks other rooms about its client message id before it gives up: each time only about places that came up
 /// since, so that more than once means that the same id is being sent to several rooms right now.
 const SETTLING_ROUNDS: usize = 3;
@@ -183,7 +185,13 @@ impl MessageRole {
 
     async fn purge_room(&self, room: RoomId) -> Result<()> {
         let handle = self.open_now(room).await?;
-        while self.shared.log.purge(room, &handle.fences).await? {}
+        // Who reads now may still have the floor of before: what is below the last time's is read by nobody.
+        let below = {
+            let mut now = handle.now.lock();
+            let floor = now.floor.first;
+            std::mem::replace(&mut now.purgeable, floor)
+        };
+        while self.shared.log.purge(room, &handle.fences, below).await? {}
         Ok(())
     }
 
@@ -242,6 +250,7 @@ impl MessageRole {
     /// is seen.
     async fn open_now(&self, room: RoomId) -> Result<RoomHandle> {
         let since = Instant::now();
+        let now = self.shared.clock.now();
         let mut handle = self.open(room).await?;
         match self.shared.prove(&handle, since).await {
             // The proof that `open` went by was too old. Its tenure has ended with this, so it is opened under a new one.
@@ -251,13 +260,9 @@ impl MessageRole {
             }
             proven => proven?,
         }
-        self.expire(&handle).await?;
+        // By the time before the proof: what had to go then may go, whatever another owner's rules say later.
+        reads::expire(self.shared.log.as_ref(), &handle, now).await?;
         Ok(handle)
-    }
-
-    async fn expire(&self, handle: &RoomHandle) -> Result<()> {
-        let now = self.shared.clock.now();
-        reads::expire(self.shared.log.as_ref(), handle, now).await
     }
 
     /// The open room if the actor may do this in it, with their standing.
@@ -323,6 +328,17 @@ impl MessageRole {
         }
     }
 
+    /// Refuses to bring somebody into a room with a block between them and who asks: a room of two would be a way around it
+    /// (USER-05).
+    async fn check_newcomer(&self, actor: UserId, room: RoomId, user: UserId) -> Result<()> {
+        let people = &self.shared.people;
+        let blocked = !people.blocked_between(actor, &[user]).await?.is_empty();
+        if blocked && self.rooms.member(room, user).await?.is_none() {
+            return Err(Error::denied("you can't bring this person into a room"));
+        }
+        Ok(())
+    }
+
     /// Takes the deleted ones of these rooms from a person's list; says how many they are. Nobody can leave a deleted room, and
     /// its members may be too many to be visited when it is deleted: so it goes when its members are met.
     async fn forget_deleted(&self, user: UserId, rooms: &[Room]) -> usize {
@@ -380,12 +396,15 @@ impl MessageRole {
         room: RoomId,
         read: ReadMark,
     ) -> Result<Option<RoomOverview>> {
-        let handle = match self.open(room).await {
+        let mut handle = match self.open(room).await {
             Ok(handle) => handle,
             Err(error) if error.code == ErrorCode::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        self.expire(&handle).await?;
+        let expires = handle.now.lock().room.rules.retention().is_some();
+        if expires {
+            handle = self.open_now(room).await?;
+        }
         let (head, kept, deleted) = {
             let now = handle.now.lock();
             (now.head, now.messages - now.floor.messages, now.deleted)
@@ -652,6 +671,7 @@ impl MessageService for MessageRole {
         if self.accounts.by_ids(&[user]).await?.is_empty() {
             return Err(Error::not_found("user"));
         }
+        self.check_newcomer(actor, room, user).await?;
         self.check_room_limit_for(user, room).await?;
         match self
             .write(room, actor, Intent::PutMember { user, role })
@@ -673,6 +693,14 @@ impl MessageService for MessageRole {
         if self.accounts.by_ids(&[user]).await?.is_empty() {
             return Err(Error::not_found("user"));
         }
+        self.check_newcomer(actor, room, user).await?;
+        let open = self.rooms.invites_of(user, None, MAX_INVITES).await?;
+        if open.len() == MAX_INVITES && !open.contains(&room) {
+            return Err(Error::new(
+                ErrorCode::FailedPrecondition,
+                "this person has too many unanswered invitations",
+            ));
+        }
         self.write(room, actor, Intent::Invite { user })
             .await
             .map(|_| ())
@@ -689,14 +717,15 @@ impl MessageService for MessageRole {
         let mut invites = Vec::new();
         // A short page means that there are no more, so it must be filled past rooms that were deleted.
         while invites.len() < limit {
-            let ids = self.rooms.invites_of(actor, after, limit).await?;
+            let ids = self.rooms.invites_of(actor, after, LISTED_TOGETHER).await?;
             let mut rooms = self.rooms.get_many(&ids).await?;
+            self.forget_deleted(actor, &rooms).await;
             rooms.retain(|room| room.deleted_at.is_none());
             rooms.sort_by_key(|room| room.id);
             rooms.truncate(limit - invites.len());
             invites.extend(rooms);
             after = ids.last().copied();
-            if ids.len() < limit {
+            if ids.len() < LISTED_TOGETHER {
                 break;
             }
         }
@@ -732,13 +761,14 @@ impl MessageService for MessageRole {
         let mut after = after;
         let mut found: Vec<Restricted> = Vec::new();
         while found.len() < limit {
-            let page = self.rooms.restricted(room, after, limit).await?;
+            let wanted = limit.max(LISTED_TOGETHER);
+            let page = self.rooms.restricted(room, after, wanted).await?;
             let binding = page.iter().filter(|restricted| {
                 restricted.restrictions.banned || restricted.restrictions.is_muted(now)
             });
             found.extend(binding.take(limit - found.len()).copied());
             after = page.last().map(|restricted| restricted.user);
-            if page.len() < limit {
+            if page.len() < wanted {
                 break;
             }
         }
@@ -992,8 +1022,18 @@ impl MessageService for MessageRole {
             sequence: sequence.min(handle.now.lock().head),
             time: self.shared.clock.now(),
         };
+        // Reading implies it, as do writing and joining.
+        let marks = self.rooms.read_marks(actor, &[room]).await?;
+        let stored = marks.first().map(|(_, stands)| *stands).unwrap_or_default();
+        let read = handle.now.lock().read_by(actor, stored);
+        if reached.sequence <= read.sequence {
+            return Ok(Reached {
+                sequence: read.sequence,
+                time: read.time,
+            });
+        }
         let stands = self.rooms.mark_delivered(actor, room, reached).await?;
-        if stands == reached && reached.sequence > Sequence::ZERO {
+        if stands == reached {
             let signal = Signal::Delivered {
                 room,
                 user: actor,

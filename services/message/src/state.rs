@@ -152,6 +152,10 @@ pub struct RoomNow {
     pub floor: Floor,
     /// When the first event that is kept has to go; `None` if that isn't known.
     pub expires: Option<Timestamp>,
+    /// Somebody is looking for what has to go.
+    expiring: bool,
+    /// The floor of a while ago: nobody reads below it any more.
+    pub purgeable: Sequence,
     people: HashMap<UserId, Standing>,
     /// Whether one of the two people of a direct room blocked the other, and when that was asked.
     blocked: Option<(Instant, bool)>,
@@ -170,6 +174,23 @@ struct DeletedMessages {
     places: BTreeSet<Sequence>,
 }
 
+/// The right to look for what has to go from a room, by its retention: one at a time.
+pub struct Expiring<'a>(&'a OpenedRoom);
+
+impl<'a> Expiring<'a> {
+    /// `None` if somebody is looking already.
+    pub fn begin(room: &'a OpenedRoom) -> Option<Self> {
+        let was = std::mem::replace(&mut room.now.lock().expiring, true);
+        (!was).then_some(Self(room))
+    }
+}
+
+impl Drop for Expiring<'_> {
+    fn drop(&mut self) {
+        self.0.now.lock().expiring = false;
+    }
+}
+
 /// Shared handle of an open room.
 pub type RoomHandle = Arc<OpenedRoom>;
 
@@ -184,6 +205,8 @@ impl OpenedRoom {
             room: Arc::new(room.clone()),
             floor: open.floor,
             expires: None,
+            expiring: false,
+            purgeable: Sequence::ZERO,
             people: HashMap::new(),
             blocked: None,
             everybody: None,
@@ -270,12 +293,22 @@ impl RoomNow {
         }
     }
 
-    /// Takes in where the log begins now, and when the first event from there on has to go.
-    pub fn raise_floor(&mut self, floor: Floor, expires: Option<Timestamp>) {
+    /// Takes in where the log begins now, and when the first event from there on has to go by a retention.
+    pub fn raise_floor(&mut self, floor: Floor, expires: Option<Timestamp>, retention: Duration) {
         if floor.first >= self.floor.first {
             self.floor = floor;
-            self.expires = expires;
+            // The rules may have changed since.
+            self.expires = expires.filter(|_| self.room.rules.retention() == Some(retention));
         }
+    }
+
+    /// How far anybody but one person has read by writing.
+    pub fn wrote_besides(&self, person: UserId) -> Sequence {
+        let others = self.wrote.iter().filter(|(user, _)| **user != person);
+        others
+            .map(|(_, mark)| mark.sequence)
+            .max()
+            .unwrap_or_default()
     }
 
     /// Takes a committed event in.

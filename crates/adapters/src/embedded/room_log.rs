@@ -134,10 +134,11 @@ impl RoomLog for Logs {
             .await
     }
 
-    async fn purge(&self, room: RoomId, _fences: &[Fence]) -> Result<bool> {
+    async fn purge(&self, room: RoomId, _fences: &[Fence], below: Sequence) -> Result<bool> {
         let row = self.0.view().get(Table::RoomIndex, floor_key(room))?;
         let (floor, from) = read_floor(row.as_deref())?;
-        let to = floor.first.min(Sequence(from.0.saturating_add(PAGE)));
+        let end = floor.first.min(below);
+        let to = end.min(Sequence(from.0.saturating_add(PAGE)));
         if from >= to {
             return Ok(false);
         }
@@ -157,7 +158,7 @@ impl RoomLog for Logs {
                 Ok(())
             })
             .await?;
-        Ok(to < floor.first)
+        Ok(to < end)
     }
 
     async fn events(

@@ -174,6 +174,8 @@ impl RoomStore for Rooms {
                     let stored = row.map(|row| read_json::<Room>(&row)).transpose()?;
                     if stored.is_some_and(|room| room.deleted_at.is_some()) {
                         transaction.remove(Table::RoomsOfUser, pair(user.0, room.0));
+                        let invite = indexed(INVITES, &[user.0, room.0], None);
+                        transaction.remove(Table::RoomIndex, invite);
                     }
                 }
                 Ok(())

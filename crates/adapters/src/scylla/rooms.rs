@@ -28,6 +28,8 @@ const RECEIPT_READ: &str =
     "INSERT INTO receipts (room, user, read, read_at) VALUES (?, ?, ?, ?) USING TIMESTAMP ?";
 /// In the place of a person whom a message calls: everybody.
 pub(super) const EVERYBODY: Uuid = Uuid::nil();
+/// Rows of people with or without a restriction per read: invitations are rows too.
+const RESTRICTED_PER_READ: usize = 1000;
 /// Rooms per read of a user's read marks.
 const MARKS_PER_READ: usize = 100;
 
@@ -46,6 +48,7 @@ pub(super) struct Rooms {
     rooms_first: PreparedStatement,
     rooms_after: PreparedStatement,
     forget: PreparedStatement,
+    forget_invite: PreparedStatement,
     marks: Marks,
     read_mark: PreparedStatement,
     read_marks: PreparedStatement,
@@ -176,6 +179,9 @@ impl Rooms {
             // The clock's timestamp is later than that of any projection (an event's sequence), and there are no later events.
             forget: database
                 .prepare("DELETE FROM rooms_by_user WHERE user = ? AND room = ?")
+                .await?,
+            forget_invite: database
+                .prepare("DELETE FROM invites WHERE user = ? AND room = ?")
                 .await?,
             marks: Marks::new(database).await?,
             mark_delivered: database
@@ -444,6 +450,11 @@ impl RoomStore for Rooms {
         for room in rooms.iter().filter(|room| room.deleted_at.is_some()) {
             let values = (user.0, room.id.0);
             writes.push(Box::pin(self.database.write(
+                "forget_invite",
+                &self.forget_invite,
+                values,
+            )));
+            writes.push(Box::pin(self.database.write(
                 "forget_room",
                 &self.forget,
                 values,
@@ -492,7 +503,8 @@ impl RoomStore for Rooms {
     ) -> Result<Vec<Restricted>> {
         let mut after = after;
         let mut found = Vec::new();
-        let wanted = row_limit(limit);
+        let page = limit.max(RESTRICTED_PER_READ);
+        let wanted = row_limit(page);
         while found.len() < limit {
             let rows: Vec<RestrictionColumns> = match after {
                 None => {
@@ -508,7 +520,7 @@ impl RoomStore for Rooms {
                         .await?
                 }
             };
-            let full = rows.len() >= limit;
+            let full = rows.len() >= page;
             after = rows.last().map(|row| UserId(row.0));
             let bound = rows.into_iter().map(|row| Restricted {
                 user: UserId(row.0),

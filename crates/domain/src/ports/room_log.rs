@@ -90,10 +90,11 @@ pub trait RoomLog: Send + Sync {
     /// Raises a room's floor; a smaller one changes nothing. Readers and later owners see nothing before it from then on.
     async fn raise_floor(&self, room: RoomId, floor: Floor) -> Result<()>;
 
-    /// Removes what is before the floor, at most 1,000 places at once: events, the messages' entries in the index, mentions.
-    /// Whether there is more. For an owner that opened the room; may be called again after it was cut off. The room's last event
-    /// may stay until there is another one.
-    async fn purge(&self, room: RoomId, fences: &[Fence]) -> Result<bool>;
+    /// Removes what is before `below` and before the floor, at most 1,000 places at once: events, the messages' entries in the
+    /// index, mentions. Whether there is more. For an owner that opened the room, with a floor that nobody reads below any more:
+    /// one that was stored a while ago. May be called again after it was cut off. The room's last event may stay until there is
+    /// another one.
+    async fn purge(&self, room: RoomId, fences: &[Fence], below: Sequence) -> Result<bool>;
 
     /// Events `from..=to`, ascending, without gaps; none of them before the floor. At most 1,000.
     async fn events(

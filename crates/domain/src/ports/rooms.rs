@@ -108,7 +108,8 @@ pub trait RoomStore: Send + Sync {
         limit: usize,
     ) -> Result<Vec<RoomId>>;
 
-    /// Takes deleted rooms from a user's list, so that they don't fill it for ever: nobody can leave a deleted room. Rooms that
+    /// Takes deleted rooms from a user's list and from their invitations, so that they don't fill them for ever: nobody can leave a
+    /// deleted room. Rooms that
     /// aren't deleted stay. At most 1,000 rooms.
     async fn forget_deleted(&self, user: UserId, rooms: &[RoomId]) -> Result<()>;
 

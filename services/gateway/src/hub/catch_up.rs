@@ -72,6 +72,10 @@ pub async fn room(inner: Arc<Inner>, id: RoomId) {
         };
         if page.first_available > after.next() {
             rooms.skip_to(id, Sequence(page.first_available.0 - 1));
+            // Somebody's removal may be among what is no longer kept.
+            let followers = rooms.followers_of(id);
+            let inner = inner.clone();
+            tokio::spawn(async move { inner.recheck_users(followers).await });
         }
         for events in page.events.chunks(inner.events_at_once()) {
             for event in events {

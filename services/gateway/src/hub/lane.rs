@@ -7,7 +7,7 @@ use carillon_domain::{
     ports::{BusItem, Subscriptions},
     signal::Signal,
 };
-use futures::{FutureExt, StreamExt, stream, stream::BoxStream};
+use futures::{FutureExt, StreamExt, stream::BoxStream};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
@@ -20,8 +20,6 @@ use super::{
 };
 use crate::wire;
 
-/// Users compared with the stores at once after the bus lost something.
-const RECHECKS_AT_ONCE: usize = 16;
 /// Least pause between two comparisons: a lane that falls behind says so again and again, and must not be slowed further.
 const BETWEEN_COMPARISONS: Duration = Duration::from_secs(1);
 
@@ -198,12 +196,7 @@ pub async fn recover(inner: Arc<Inner>, lane: usize) {
     let compare_users = async {
         loop {
             users.notified().await;
-            stream::iter(inner.users_in(lane))
-                .for_each_concurrent(RECHECKS_AT_ONCE, |user| {
-                    let inner = inner.clone();
-                    async move { inner.recheck_user(user).await }
-                })
-                .await;
+            inner.recheck_users(inner.users_in(lane)).await;
             tokio::time::sleep(BETWEEN_COMPARISONS).await;
         }
     };

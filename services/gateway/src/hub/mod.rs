@@ -43,6 +43,7 @@ use carillon_domain::{
     services::{MessageService, PeopleService, PresenceService, TokenVerifier},
     signal::{Signal, Topic},
 };
+use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use rand::seq::SliceRandom;
 use tokio::sync::Semaphore;
@@ -61,6 +62,8 @@ use crate::{
     options::{GatewayOptions, Services},
 };
 
+/// Users compared with the stores at once after something was lost.
+const RECHECKS_AT_ONCE: usize = 16;
 /// Rooms that one socket may resume or follow.
 pub const MAX_ROOMS: usize = 5_000;
 /// Heads asked for at once: the bound of [`MessageService::heads`].
@@ -533,6 +536,16 @@ impl Inner {
                 socket.push_ephemeral(frame.clone());
             }
         }
+    }
+
+    /// [`Self::recheck_user`] of some users.
+    async fn recheck_users(self: &Arc<Self>, users: impl IntoIterator<Item = UserId>) {
+        stream::iter(users)
+            .for_each_concurrent(RECHECKS_AT_ONCE, |user| {
+                let inner = self.clone();
+                async move { inner.recheck_user(user).await }
+            })
+            .await;
     }
 
     /// Compares a user's rooms, sessions and blocks with what the stores say: signals to the user may have been lost.

@@ -1,6 +1,9 @@
 //! Followers and places of rooms. Nothing here waits: every lock is held for one short piece of work.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use carillon_domain::{RoomId, Sequence, UserId, event::RoomEvent, signal::Topic};
 use indexmap::IndexMap;
@@ -175,6 +178,16 @@ impl RoomTable {
                 follower.socket.push(frame.clone());
             }
         }
+    }
+
+    /// Who follows a room, each once.
+    pub fn followers_of(&self, room: RoomId) -> HashSet<UserId> {
+        let rooms = self.0.lock();
+        let room = rooms.get(&room);
+        room.iter()
+            .flat_map(|room| room.followers.values())
+            .map(|follower| follower.socket.user())
+            .collect()
     }
 
     /// A frame about a person for every follower, shed first by those who are behind. What it means to the person's own sockets

@@ -258,19 +258,19 @@ impl Statements {
                 .prepare("UPDATE room_floors USING TIMESTAMP ? SET purged = ? WHERE room = ?")
                 .await?,
             drop_slots: database
-                .prepare("DELETE FROM messages WHERE room = ? AND bucket = ? AND slot >= ? AND slot < ?")
+                .prepare("DELETE FROM messages USING TIMESTAMP ? WHERE room = ? AND bucket = ? AND slot >= ? AND slot < ?")
                 .await?,
             drop_sent: database
-                .prepare("DELETE FROM sent WHERE sender = ? AND client_message_id = ? AND room = ? AND seq = ?")
+                .prepare("DELETE FROM sent USING TIMESTAMP ? WHERE sender = ? AND client_message_id = ? AND room = ? AND seq = ?")
                 .await?,
             drop_message: database
                 .prepare("DELETE FROM message_index WHERE id = ?")
                 .await?,
             drop_deleted: database
-                .prepare("DELETE FROM deleted_messages WHERE room = ? AND seq = ?")
+                .prepare("DELETE FROM deleted_messages USING TIMESTAMP ? WHERE room = ? AND seq = ?")
                 .await?,
             drop_mention: database
-                .prepare("DELETE FROM mentions WHERE room = ? AND user = ? AND seq = ?")
+                .prepare("DELETE FROM mentions USING TIMESTAMP ? WHERE room = ? AND user = ? AND seq = ?")
                 .await?,
         })
     }
@@ -309,9 +309,9 @@ impl RoomLog for Log {
             .await
     }
 
-    async fn purge(&self, room: RoomId, fences: &[Fence]) -> Result<bool> {
+    async fn purge(&self, room: RoomId, fences: &[Fence], below: Sequence) -> Result<bool> {
         self.0
-            .purge(room, fences)
+            .purge(room, fences, below)
             .instrument(span("scylla.purge", "purge"))
             .await
     }

@@ -42,7 +42,7 @@ impl Inner {
         if fences.iter().any(|fence| fence.epoch > epoch) {
             return Err(superseded());
         }
-        let tail = self.tail(room, noted, &fences, epoch).await?;
+        let (noted, tail) = self.whole_tail(room, noted, &fences, epoch).await?;
         let fences = self.fence(room, epoch, tail.head, fences).await?;
         let undone: Vec<&Row> = tail
             .rows
@@ -107,6 +107,26 @@ impl Inner {
                 })
             })
             .collect()
+    }
+
+    /// [`Self::tail`] from a noted head that nobody has gone past meanwhile: the owner before may remove what is before the head that
+    /// it notes while this is being read, and the end of the log would be missed.
+    async fn whole_tail(
+        &self,
+        room: RoomId,
+        mut noted: Sequence,
+        fences: &[Fence],
+        epoch: Epoch,
+    ) -> Result<(Sequence, Tail)> {
+        loop {
+            let tail = self.tail(room, noted, fences, epoch).await;
+            let noted_since = self.noted_head(room).await?;
+            match tail {
+                Ok(tail) if noted_since <= tail.head => return Ok((noted, tail)),
+                Err(error) if noted_since == noted => return Err(error),
+                _ => noted = noted_since,
+            }
+        }
     }
 
     /// Follows the log from the noted head, which stands, to the last event without a gap before it.

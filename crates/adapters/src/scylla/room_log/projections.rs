@@ -97,8 +97,8 @@ impl Inner {
         let (room, at) = (event.room.0, signed(event.sequence.0));
         let (database, statements) = (&self.database, &self.statements);
         let banned = match event.body {
-            EventBody::Banned { .. } => Some(true),
-            EventBody::Unbanned { .. } => Some(false),
+            EventBody::Banned { .. } => Some(Some(true)),
+            EventBody::Unbanned { .. } => Some(None),
             _ => None,
         };
         if let Some(banned) = banned {
@@ -127,7 +127,8 @@ impl Inner {
             EventBody::Joined { .. } | EventBody::Left { .. } | EventBody::Banned { .. } => false,
             _ => return,
         };
-        let values = (at, invited, room, user.0);
+        // Nothing instead of "no", so that a row without any restriction isn't there.
+        let values = (at, invited.then_some(true), room, user.0);
         writes.push(Box::pin(database.write(
             "set_invited",
             &statements.set_invited,
