@@ -54,7 +54,7 @@ async fn story(bases: Vec<String>) -> Result<()> {
     let mut town = Town { stage, messages: 0 };
     town.a_contact_is_told_without_a_room().await?;
     town.stage
-        .run("alice: create #r private\nalice: add #r bob\nalice: add #r zoe\nbob: connect\nbob: sees_kind #r user_joined\nzoe: sees_kind #r user_joined")
+        .run("alice: create #r private\nbob: connect\nalice: add #r bob\nalice: add #r zoe\nbob: sees_kind #r user_joined\nzoe: sees_kind #r user_joined")
         .await?;
     town.rounds_until(true).await?;
     town.a_block_hides().await?;

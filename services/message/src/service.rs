@@ -390,21 +390,26 @@ impl MessageRole {
         peers.room(actor, room.id).await
     }
 
-    async fn overview(
-        &self,
-        reader: UserId,
-        room: RoomId,
-        read: ReadMark,
-    ) -> Result<Option<RoomOverview>> {
-        let mut handle = match self.open(room).await {
+    /// An open room for a list; `None` if there is none.
+    async fn open_to_list(&self, room: RoomId) -> Result<Option<RoomHandle>> {
+        let handle = match self.open(room).await {
             Ok(handle) => handle,
             Err(error) if error.code == ErrorCode::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
         let expires = handle.now.lock().room.rules.retention().is_some();
         if expires {
-            handle = self.open_now(room).await?;
+            return self.open_now(room).await.map(Some);
         }
+        Ok(Some(handle))
+    }
+
+    async fn overview(
+        &self,
+        reader: UserId,
+        handle: RoomHandle,
+        read: ReadMark,
+    ) -> Result<Option<RoomOverview>> {
         let (head, kept, deleted) = {
             let now = handle.now.lock();
             (now.head, now.messages - now.floor.messages, now.deleted)
@@ -426,7 +431,7 @@ impl MessageRole {
         };
         let unread = reads::unread(self.rooms.as_ref(), &handle, reader, read).await?;
         Ok(Some(RoomOverview {
-            room,
+            room: handle.id(),
             head,
             last_message,
             read: unread.mark,
@@ -943,11 +948,18 @@ impl MessageService for MessageRole {
 
     async fn overviews(&self, reader: UserId, rooms: &[RoomId]) -> Result<Vec<RoomOverview>> {
         check_range("rooms", rooms.len().max(1), 100)?;
+        let handles: Vec<RoomHandle> = stream::iter(rooms.iter().copied())
+            .map(|room| self.open_to_list(room))
+            .buffer_unordered(16)
+            .try_filter_map(|handle| async move { Ok(handle) })
+            .try_collect()
+            .await?;
+        // After the rooms were opened: that people have read what they wrote under an owner before may be written only then.
         let marks = self.rooms.read_marks(reader, rooms).await?;
         let marks: HashMap<RoomId, ReadMark> = marks.into_iter().collect();
-        let overviews = stream::iter(rooms.iter().copied()).map(|room| {
-            let read = marks.get(&room).copied().unwrap_or_default();
-            self.overview(reader, room, read)
+        let overviews = stream::iter(handles).map(|handle| {
+            let read = marks.get(&handle.id()).copied().unwrap_or_default();
+            self.overview(reader, handle, read)
         });
         overviews
             .buffer_unordered(16)
