@@ -72,6 +72,11 @@ pub struct Tracker {
 }
 
 impl Tracker {
+    /// The last place seen; 0 for none.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
     /// Notes a message by its place in the room.
     pub fn observe(&mut self, sequence: u64) {
         self.count += 1;

@@ -69,6 +69,12 @@ pub fn request_number(frame: &[u8]) -> Option<u64> {
     number(&frame[at..]).map(|(value, _)| value)
 }
 
+/// Whether an error says that the same may be tried again.
+pub fn is_retryable(frame: &[u8]) -> bool {
+    let has = |code: &[u8]| memchr::memmem::find(frame, code).is_some();
+    has(b"\"code\":\"unavailable\"") || has(b"\"code\":\"deadline_exceeded\"")
+}
+
 fn number(text: &[u8]) -> Option<(u64, usize)> {
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let value = std::str::from_utf8(&text[..digits]).ok()?.parse().ok()?;

@@ -12,6 +12,7 @@ mod machine;
 mod pace;
 mod progress;
 mod report;
+mod resident;
 mod rest;
 mod scenarios;
 mod server;
@@ -23,14 +24,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use bare::WriteMode;
 use machine::Cores;
 use progress::Progress;
 use report::{Measurement, Report};
-use scenarios::{Setting, fanout, history, idle, sends};
+use scenarios::{Setting, fanout, history, idle, sends, storm};
 use server::{Server, Subject};
 use town::Town;
 
@@ -55,6 +56,9 @@ struct Common {
     /// Write the results to this file, as JSON
     #[arg(long, global = true, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Hold the lock (flock) of this file while figures are taken, where filling takes long: storm, slow, big, answers
+    #[arg(long, global = true, value_name = "FILE")]
+    lock: Option<PathBuf>,
     /// Show no progress
     #[arg(long, global = true)]
     quiet: bool,
@@ -136,6 +140,13 @@ enum Command {
         platform: PlatformArguments,
         #[command(flatten)]
         options: history::Options,
+    },
+    /// All sockets gone at once: time until everybody is back and caught up, latency of sends meanwhile
+    Storm {
+        #[command(flatten)]
+        platform: PlatformArguments,
+        #[command(flatten)]
+        options: storm::Options,
     },
     /// Idle and fan-out on a bare server, in both modes of writing
     Ceiling(SuiteArguments),
@@ -268,6 +279,7 @@ enum Scenario {
     Fanout(fanout::Options),
     Sends(sends::Options),
     History(history::Options),
+    Storm(storm::Options),
 }
 
 fn plan(command: Command) -> Result<Vec<Step>> {
@@ -279,6 +291,7 @@ fn plan(command: Command) -> Result<Vec<Step>> {
         Command::History { platform, options } => {
             one(platform.subject()?, Scenario::History(options))
         }
+        Command::Storm { platform, options } => one(platform.subject()?, Scenario::Storm(options)),
         Command::Ceiling(suite) => Ok(suite.on_each(&bare_servers())),
         Command::All {
             platform,
@@ -341,14 +354,21 @@ async fn run_step(
     if let Scenario::Idle(options) = &step.scenario {
         let prepared = idle::prepare(&town, progress, options).await;
         tokens = prepared.with_context(|| explain(step, &server))?;
-        server = server.restart(cores).await?;
+        server.restart(cores).await?;
     }
+    let pids = server.pids.clone();
     let setting = Setting {
         subject: &name,
-        pids: &server.pids,
+        pids: &pids,
         progress,
+        lock: common.lock.as_deref(),
     };
-    let outcome = run_scenario(&step.scenario, town, &setting, tokens).await;
+    let outcome = match &step.scenario {
+        Scenario::Storm(options) => storm::run(town, &setting, options, &mut server, cores)
+            .await
+            .map(|measurement| vec![measurement]),
+        scenario => run_scenario(scenario, town, &setting, tokens).await,
+    };
     let measurements = outcome.with_context(|| explain(step, &server))?;
     server.stop().await?;
     Ok(measurements)
@@ -377,6 +397,7 @@ async fn run_scenario(
             }
             measurements
         }
+        Scenario::Storm(_) => bail!("a storm needs the server itself"),
     })
 }
 
@@ -431,6 +452,7 @@ impl Scenario {
             Self::Fanout(_) => "fanout",
             Self::Sends(_) => "sends",
             Self::History(_) => "history",
+            Self::Storm(_) => "storm",
         }
     }
 }

@@ -90,13 +90,14 @@ impl Subject {
     pub async fn start(&self, cores: &Cores) -> Result<Server> {
         match self {
             Self::Running { address, pids } => {
-                let server = Server {
+                let mut server = Server {
                     address: *address,
                     pids: pids.clone(),
                     is_bare: false,
                     process: None,
                 };
-                server.wait_until_ready().await
+                server.wait_until_ready().await?;
+                Ok(server)
             }
             Self::Started { binary, scratch } => start_carillon(binary, scratch, cores).await,
             Self::Bare(mode) => start_bare(*mode, cores).await,
@@ -160,7 +161,7 @@ async fn start_carillon(binary: &Path, scratch: &Path, cores: &Cores) -> Result<
     let child = cores
         .as_server(|| command.spawn())?
         .with_context(|| format!("cannot start {}", binary.display()))?;
-    let server = Server {
+    let mut server = Server {
         address,
         pids: vec![child.id()],
         is_bare: false,
@@ -170,7 +171,8 @@ async fn start_carillon(binary: &Path, scratch: &Path, cores: &Cores) -> Result<
             directory: Some(directory),
         }),
     };
-    server.wait_until_ready().await
+    server.wait_until_ready().await?;
+    Ok(server)
 }
 
 async fn start_bare(mode: WriteMode, cores: &Cores) -> Result<Server> {
@@ -185,7 +187,7 @@ async fn start_bare(mode: WriteMode, cores: &Cores) -> Result<Server> {
     let child = cores
         .as_server(|| command.spawn())?
         .context("cannot start the bare server")?;
-    let server = Server {
+    let mut server = Server {
         address,
         pids: vec![child.id()],
         is_bare: true,
@@ -195,7 +197,8 @@ async fn start_bare(mode: WriteMode, cores: &Cores) -> Result<Server> {
             directory: None,
         }),
     };
-    server.wait_until_ready().await
+    server.wait_until_ready().await?;
+    Ok(server)
 }
 
 /// Addresses that were free a moment ago, all different.
@@ -214,7 +217,7 @@ fn free_addresses<const COUNT: usize>() -> Result<[SocketAddr; COUNT]> {
 
 impl Server {
     /// Waits for `/ready` (a bare server: for its port), or fails with what the server said.
-    async fn wait_until_ready(mut self) -> Result<Self> {
+    async fn wait_until_ready(&mut self) -> Result<()> {
         let start = Instant::now();
         let rest = Rest::new(self.address);
         let mut tick = tokio::time::interval(Duration::from_millis(20));
@@ -238,7 +241,7 @@ impl Server {
                     })
             };
             let Err(error) = answer else {
-                return Ok(self);
+                return Ok(());
             };
             if let Some(process) = &mut self.process
                 && let Some(status) = process.child.try_wait()?
@@ -269,9 +272,9 @@ impl Server {
 
     /// Stops a started server and starts it again on its data; a running one stays as it is. So memory that was used to prepare a
     /// scenario, and that the allocator keeps, is not there to be used again unseen.
-    pub async fn restart(mut self, cores: &Cores) -> Result<Self> {
+    pub async fn restart(&mut self, cores: &Cores) -> Result<()> {
         let Some(process) = &mut self.process else {
-            return Ok(self);
+            return Ok(());
         };
         process.stop().await?;
         process.child = cores
@@ -279,6 +282,11 @@ impl Server {
             .context("cannot start the server again")?;
         self.pids = vec![process.child.id()];
         self.wait_until_ready().await
+    }
+
+    /// Whether it was started here, and so can be stopped.
+    pub fn is_started(&self) -> bool {
+        self.process.is_some()
     }
 
     /// The last lines of a started server's log, for an error text.

@@ -22,7 +22,9 @@ const PASSWORD: &str = "carillon bench password";
 /// Requests at once while accounts and rooms are made.
 const AT_ONCE: usize = 16;
 /// Sockets that open at once.
-const SOCKETS_AT_ONCE: usize = 64;
+pub const SOCKETS_AT_ONCE: usize = 64;
+/// Where sockets are opened.
+const WS_PATH: &str = "/api/v1/ws";
 
 /// An account with the tokens of its devices.
 #[derive(Clone, Debug)]
@@ -222,8 +224,9 @@ impl Town {
         room_id: Option<&str>,
     ) -> Result<Socket> {
         let opening = async {
-            let source = machine::source_address(index).filter(|_| self.address.ip().is_loopback());
-            let mut socket = Socket::connect(self.address, source, "/api/v1/ws", token).await?;
+            let source = self.source(index);
+            let mut socket =
+                Socket::connect(self.address, source, WS_PATH, Some(token), None).await?;
             wait_for(&mut socket, Kind::ConnectionAck).await?;
             if let (true, Some(room_id)) = (self.is_bare, room_id) {
                 let join = format!(
@@ -241,6 +244,17 @@ impl Town {
                 self.patience
             ),
         }
+    }
+
+    /// Opens a socket that nobody has authenticated yet. `receive_buffer`: see [`Socket::connect`].
+    pub async fn open_socket(&self, index: usize, receive_buffer: Option<u32>) -> Result<Socket> {
+        let source = self.source(index);
+        Socket::connect(self.address, source, WS_PATH, None, receive_buffer).await
+    }
+
+    /// Where the `index`-th socket connects from, if it matters.
+    fn source(&self, index: usize) -> Option<std::net::Ipv4Addr> {
+        machine::source_address(index).filter(|_| self.address.ip().is_loopback())
     }
 
     /// Opens a socket for each (token, room), many at once, in this order; `opened` gets each as soon as it is there.

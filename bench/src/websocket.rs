@@ -43,6 +43,7 @@ pub struct Socket {
     carry: Vec<u8>,
     /// Whether `carry` may hold whole frames: right after the handshake.
     carry_is_fresh: bool,
+    taken: u64,
 }
 
 /// The writing side of a socket; clones write to the same one.
@@ -112,17 +113,22 @@ fn encode(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
 // === impl Socket ===
 
 impl Socket {
-    /// Opens a socket at `path` with a bearer token; `source` is the local address, if it matters.
+    /// Opens a socket at `path`, with a bearer token if there is one; `source` is the local address and `receive_buffer` the bytes that
+    /// the operating system keeps for a reader, if they matter.
     pub async fn connect(
         server: SocketAddr,
         source: Option<std::net::Ipv4Addr>,
         path: &str,
-        token: &str,
+        token: Option<&str>,
+        receive_buffer: Option<u32>,
     ) -> Result<Self> {
         let socket = match server {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
+        if let Some(bytes) = receive_buffer {
+            socket.set_recv_buffer_size(bytes)?;
+        }
         if let Some(source) = source {
             socket
                 .bind((source, 0).into())
@@ -134,9 +140,12 @@ impl Socket {
             .with_context(|| format!("cannot connect to {server}"))?;
         stream.set_nodelay(true)?;
         const KEY: &str = "Y2FyaWxsb24tYmVuY2gtMQ==";
+        let authorization = token.map_or(String::new(), |token| {
+            format!("Authorization: Bearer {token}\r\n")
+        });
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: {KEY}\r\nAuthorization: Bearer {token}\r\n\r\n"
+             Sec-WebSocket-Key: {KEY}\r\n{authorization}\r\n"
         );
         stream
             .write_all(request.as_bytes())
@@ -148,6 +157,7 @@ impl Socket {
             read,
             writer: Writer(Arc::new(Mutex::new(write))),
             carry_is_fresh: !carry.is_empty(),
+            taken: carry.len() as u64,
             carry,
         })
     }
@@ -155,6 +165,11 @@ impl Socket {
     /// The writing side.
     pub fn writer(&self) -> Writer {
         self.writer.clone()
+    }
+
+    /// Bytes read since the handshake.
+    pub fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// Waits for bytes, then shows every whole text frame among them to `on_text`.
@@ -173,6 +188,7 @@ impl Socket {
         } else {
             self.read.readable().await?;
             let carry = &mut self.carry;
+            let taken = &mut self.taken;
             let read = &self.read;
             let end = SCRATCH.with_borrow_mut(|scratch| -> Result<bool> {
                 scratch[..carry.len()].copy_from_slice(carry);
@@ -184,6 +200,7 @@ impl Socket {
                     }
                     Err(error) => return Err(error.into()),
                 };
+                *taken += count as u64;
                 let filled = &scratch[..carry.len() + count];
                 let consumed = decode(filled, &mut on_frame)?;
                 carry.clear();

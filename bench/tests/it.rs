@@ -110,3 +110,47 @@ fn a_target_that_does_not_answer_is_an_error() {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(stderr.contains(&address.to_string()), "{stderr}");
 }
+
+/// Runs a scenario that needs the platform, on the `carillon` beside this program; its one measurement, with every check held.
+fn on_the_platform(arguments: &[&str]) -> Value {
+    let own = Path::new(env!("CARGO_BIN_EXE_carillon-bench"));
+    let server = std::env::var_os("CARILLON_BIN")
+        .map_or_else(|| own.with_file_name("carillon"), std::path::PathBuf::from);
+    assert!(
+        server.is_file(),
+        "{} is not built: run `cargo build -p carillon`, or `cargo xtask test`",
+        server.display()
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("json");
+    let server = server.to_str().unwrap();
+    let scratch = directory.path().to_str().unwrap();
+    let common = ["--server", server, "--scratch", scratch];
+    let output = bench(&[arguments, &common].concat(), &json);
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{stdout}{stderr}");
+    let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    report["measurements"][0].clone()
+}
+
+/// Sockets that are cut off come back and get every message that was sent meanwhile, once.
+#[test]
+fn a_storm_ends_with_everybody_level() {
+    let storm = on_the_platform(&[
+        "storm",
+        "--sockets",
+        "40",
+        "--rooms",
+        "2",
+        "--rate",
+        "50",
+        "--seconds",
+        "1",
+        "--storm-seconds",
+        "15",
+    ]);
+    let delivered = check(&storm, "every message delivered to every reader");
+    assert_eq!(delivered["detail"], "16000 of 16000");
+    assert!(figure(&storm, "caught up after, p99 ms") > 0.0);
+}

@@ -4,10 +4,13 @@ pub mod fanout;
 pub mod history;
 pub mod idle;
 pub mod sends;
+pub mod storm;
 
+use std::fs::File;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::machine;
 use crate::report::{Better, Measurement};
@@ -20,6 +23,22 @@ pub struct Setting<'a> {
     pub pids: &'a [u32],
     /// Where progress is shown.
     pub progress: &'a crate::progress::Progress,
+    /// The file whose lock is held while figures are taken.
+    pub lock: Option<&'a Path>,
+}
+
+impl Setting<'_> {
+    /// Waits until nobody else holds the lock, if there is one; it is held until the answer is dropped.
+    pub async fn alone(&self) -> Result<Option<File>> {
+        let Some(path) = self.lock else {
+            return Ok(None);
+        };
+        let file = File::create(path).with_context(|| format!("cannot open {}", path.display()))?;
+        self.progress.say("  waiting for the lock");
+        let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await?;
+        let file = locked.with_context(|| format!("cannot lock {}", path.display()))?;
+        Ok(Some(file))
+    }
 }
 
 /// CPU time of both sides over a stretch of time: tells which side was the limit.
