@@ -31,7 +31,7 @@ use bare::WriteMode;
 use machine::Cores;
 use progress::Progress;
 use report::{Measurement, Report};
-use scenarios::{Setting, fanout, history, idle, sends, storm};
+use scenarios::{Setting, fanout, history, idle, sends, slow, storm};
 use server::{Server, Subject};
 use town::Town;
 
@@ -147,6 +147,13 @@ enum Command {
         platform: PlatformArguments,
         #[command(flatten)]
         options: storm::Options,
+    },
+    /// Fan-out with members that read more slowly than they are sent to: what the others notice
+    Slow {
+        #[command(flatten)]
+        platform: PlatformArguments,
+        #[command(flatten)]
+        options: slow::Options,
     },
     /// Idle and fan-out on a bare server, in both modes of writing
     Ceiling(SuiteArguments),
@@ -280,6 +287,7 @@ enum Scenario {
     Sends(sends::Options),
     History(history::Options),
     Storm(storm::Options),
+    Slow(slow::Options),
 }
 
 fn plan(command: Command) -> Result<Vec<Step>> {
@@ -292,6 +300,7 @@ fn plan(command: Command) -> Result<Vec<Step>> {
             one(platform.subject()?, Scenario::History(options))
         }
         Command::Storm { platform, options } => one(platform.subject()?, Scenario::Storm(options)),
+        Command::Slow { platform, options } => one(platform.subject()?, Scenario::Slow(options)),
         Command::Ceiling(suite) => Ok(suite.on_each(&bare_servers())),
         Command::All {
             platform,
@@ -397,6 +406,7 @@ async fn run_scenario(
             }
             measurements
         }
+        Scenario::Slow(options) => vec![slow::run(town, setting, options).await?],
         Scenario::Storm(_) => bail!("a storm needs the server itself"),
     })
 }
@@ -453,6 +463,7 @@ impl Scenario {
             Self::Sends(_) => "sends",
             Self::History(_) => "history",
             Self::Storm(_) => "storm",
+            Self::Slow(_) => "slow",
         }
     }
 }

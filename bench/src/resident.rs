@@ -26,9 +26,9 @@ const PAGE: u64 = 1_000;
 
 /// Who is told what a resident sees. Called on the one task of the resident; must not block.
 pub trait Watch: Send + 'static {
-    /// It is authenticated, and what it missed follows.
-    fn connected(&mut self, writer: &Writer);
-    /// A message of the room, or another event of it, in order: each sequence comes once.
+    /// It is authenticated, and what came after `last` follows.
+    fn connected(&mut self, writer: &Writer, last: u64);
+    /// A message of the room, in order: each sequence comes once.
     fn event(&mut self, sequence: u64, frame: &[u8]);
     /// An ack, an error, or what else is no event.
     fn other(&mut self, kind: Kind, frame: &[u8]);
@@ -55,7 +55,7 @@ pub struct Orders {
     pub first: Semaphore,
     /// Before try n (from 0 on) a pause of at most this times 2^n and 10 s, at least nothing, all equally likely.
     pub back_off: Duration,
-    /// Bytes per second that each reads; 0 for as many as come.
+    /// Events per second that each reads from its socket, at most; 0 for as many as come.
     pub reading: AtomicU64,
     /// Bytes that the operating system keeps for a reader, if it matters.
     pub receive_buffer: Option<u32>,
@@ -85,6 +85,8 @@ struct Place {
     /// The server sent `resync`: everything after [`Place::last`] must be read.
     resync: bool,
     is_connected: bool,
+    /// Events of this turn of reading.
+    events: u32,
     error: Option<String>,
 }
 
@@ -138,8 +140,8 @@ impl Resident {
         }
         let auth = json!({"type": "auth", "payload": auth});
         writer.send(&auth.to_string()).await?;
-        let mut paid = 0;
         loop {
+            place.events = 0;
             let turn = tokio::select! {
                 turn = socket.read(|frame| self.see(frame, place, watch, &writer)) => turn?,
                 _ = cuts.changed() => return Ok(Gone::Cut),
@@ -158,25 +160,23 @@ impl Resident {
                 self.read_missed(place, watch).await?;
             }
             let rate = self.orders.reading.load(Relaxed);
-            if rate > 0 {
-                let bytes = socket.taken() - paid;
-                tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / rate as f64)).await;
+            if rate > 0 && place.events > 0 {
+                let pause = f64::from(place.events) / rate as f64;
+                tokio::time::sleep(Duration::from_secs_f64(pause)).await;
             }
-            paid = socket.taken();
         }
     }
 
     fn see(&self, frame: &[u8], place: &mut Place, watch: &mut impl Watch, writer: &Writer) {
         match frames::kind(frame) {
             Kind::ConnectionAck => {
-                if place.last.is_none() {
-                    match self.start(frame) {
-                        Ok(last) => place.last = Some(last),
-                        Err(error) => return place.error = Some(format!("{error:#}")),
-                    }
-                }
+                let last = match place.last.map_or_else(|| self.start(frame), Ok) {
+                    Ok(last) => last,
+                    Err(error) => return place.error = Some(format!("{error:#}")),
+                };
+                place.last = Some(last);
                 place.is_connected = true;
-                watch.connected(writer);
+                watch.connected(writer, last);
             }
             // Refused before it was authenticated: there is nothing else that this could answer.
             Kind::Error if !place.is_connected => place.error = Some(frames::excerpt(frame)),
@@ -190,6 +190,7 @@ impl Resident {
                 Some(sequence) if sequence <= place.read_up_to => {}
                 Some(sequence) => {
                     place.last = Some(sequence);
+                    place.events += 1;
                     watch.event(sequence, frame);
                 }
                 None => place.error = Some(frames::excerpt(frame)),

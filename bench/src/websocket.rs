@@ -43,7 +43,6 @@ pub struct Socket {
     carry: Vec<u8>,
     /// Whether `carry` may hold whole frames: right after the handshake.
     carry_is_fresh: bool,
-    taken: u64,
 }
 
 /// The writing side of a socket; clones write to the same one.
@@ -157,7 +156,6 @@ impl Socket {
             read,
             writer: Writer(Arc::new(Mutex::new(write))),
             carry_is_fresh: !carry.is_empty(),
-            taken: carry.len() as u64,
             carry,
         })
     }
@@ -165,11 +163,6 @@ impl Socket {
     /// The writing side.
     pub fn writer(&self) -> Writer {
         self.writer.clone()
-    }
-
-    /// Bytes read since the handshake.
-    pub fn taken(&self) -> u64 {
-        self.taken
     }
 
     /// Waits for bytes, then shows every whole text frame among them to `on_text`.
@@ -188,7 +181,6 @@ impl Socket {
         } else {
             self.read.readable().await?;
             let carry = &mut self.carry;
-            let taken = &mut self.taken;
             let read = &self.read;
             let end = SCRATCH.with_borrow_mut(|scratch| -> Result<bool> {
                 scratch[..carry.len()].copy_from_slice(carry);
@@ -200,7 +192,6 @@ impl Socket {
                     }
                     Err(error) => return Err(error.into()),
                 };
-                *taken += count as u64;
                 let filled = &scratch[..carry.len() + count];
                 let consumed = decode(filled, &mut on_frame)?;
                 carry.clear();

@@ -4,6 +4,7 @@ pub mod fanout;
 pub mod history;
 pub mod idle;
 pub mod sends;
+pub mod slow;
 pub mod storm;
 
 use std::fs::File;

@@ -581,7 +581,7 @@ impl Board {
 // === impl Watch ===
 
 impl Watch for Listener {
-    fn connected(&mut self, _: &Writer) {
+    fn connected(&mut self, _: &Writer, _: u64) {
         self.board.connections.fetch_add(1, Relaxed);
         if self.board.dropped.load(Relaxed) > 0 {
             let target = self.board.rooms[self.room].highest.load(Relaxed);
@@ -629,7 +629,7 @@ impl Listener {
 }
 
 impl Watch for Sender {
-    fn connected(&mut self, writer: &Writer) {
+    fn connected(&mut self, writer: &Writer, _: u64) {
         self.board.connections.fetch_add(1, Relaxed);
         let (board, room, writer) = (self.board.clone(), self.room, writer.clone());
         let texts: Vec<String> = {
