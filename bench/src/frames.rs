@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 use memchr::memmem::Finder;
+use serde_json::{Value, json};
 
 /// Nanoseconds since this process's first look at the clock; the one clock of every latency.
 pub fn now_nanos() -> u64 {
@@ -124,17 +125,33 @@ impl Stamper {
         })
     }
 
-    /// A `send_message` frame. Its request number and its client message id are made of the message's number.
-    pub fn send_message(&self, room_id: &str, stamp: Stamp) -> String {
-        let Stamp { number, due } = stamp;
-        let run = &self.run;
-        let mut content = format!("cb:{run}:{number}:{due}:");
+    /// The body of a message that is sent through REST.
+    pub fn message(&self, stamp: Stamp) -> Value {
+        let (number, run) = (stamp.number, &self.run);
+        let content = self.content(stamp);
+        json!({"client_message_id": format!("{run}-{number}"), "type": "text", "content": content})
+    }
+
+    fn content(&self, Stamp { number, due }: Stamp) -> String {
+        let mut content = format!("cb:{}:{number}:{due}:", self.run);
         let padding = self.content_bytes.saturating_sub(content.len());
         content.extend(std::iter::repeat_n('x', padding));
+        content
+    }
+
+    /// A `send_message` frame. Its request number and its client message id are made of the message's number.
+    pub fn send_message(&self, room_id: &str, stamp: Stamp) -> String {
+        let (number, run) = (stamp.number, &self.run);
+        let content = self.content(stamp);
         format!(
             r#"{{"type":"send_message","id":"cb{number}","payload":{{"room_id":"{room_id}","client_message_id":"{run}-{number}","type":"text","content":"{content}"}}}}"#
         )
     }
+}
+
+/// Any other request, whose number its ack names.
+pub fn request(kind: &str, number: u64, payload: &Value) -> String {
+    json!({"type": kind, "id": format!("cb{number}"), "payload": payload}).to_string()
 }
 
 /// A `ping` frame.

@@ -31,7 +31,7 @@ use bare::WriteMode;
 use machine::Cores;
 use progress::Progress;
 use report::{Measurement, Report};
-use scenarios::{Setting, fanout, history, idle, sends, slow, storm};
+use scenarios::{Setting, answers, big, fanout, history, idle, sends, slow, storm};
 use server::{Server, Subject};
 use town::Town;
 
@@ -154,6 +154,20 @@ enum Command {
         platform: PlatformArguments,
         #[command(flatten)]
         options: slow::Options,
+    },
+    /// Long rooms, rooms of many members, people in many rooms: what they cost more than small ones
+    Big {
+        #[command(flatten)]
+        platform: PlatformArguments,
+        #[command(flatten)]
+        options: big::Options,
+    },
+    /// A mix of requests at a fixed rate: latency per kind
+    Answers {
+        #[command(flatten)]
+        platform: PlatformArguments,
+        #[command(flatten)]
+        options: answers::Options,
     },
     /// Idle and fan-out on a bare server, in both modes of writing
     Ceiling(SuiteArguments),
@@ -288,6 +302,8 @@ enum Scenario {
     History(history::Options),
     Storm(storm::Options),
     Slow(slow::Options),
+    Big(big::Options),
+    Answers(answers::Options),
 }
 
 fn plan(command: Command) -> Result<Vec<Step>> {
@@ -301,6 +317,10 @@ fn plan(command: Command) -> Result<Vec<Step>> {
         }
         Command::Storm { platform, options } => one(platform.subject()?, Scenario::Storm(options)),
         Command::Slow { platform, options } => one(platform.subject()?, Scenario::Slow(options)),
+        Command::Big { platform, options } => one(platform.subject()?, Scenario::Big(options)),
+        Command::Answers { platform, options } => {
+            one(platform.subject()?, Scenario::Answers(options))
+        }
         Command::Ceiling(suite) => Ok(suite.on_each(&bare_servers())),
         Command::All {
             platform,
@@ -407,6 +427,8 @@ async fn run_scenario(
             measurements
         }
         Scenario::Slow(options) => vec![slow::run(town, setting, options).await?],
+        Scenario::Big(options) => big::run(town, setting, options).await?,
+        Scenario::Answers(options) => vec![answers::run(town, setting, options).await?],
         Scenario::Storm(_) => bail!("a storm needs the server itself"),
     })
 }
@@ -464,6 +486,8 @@ impl Scenario {
             Self::History(_) => "history",
             Self::Storm(_) => "storm",
             Self::Slow(_) => "slow",
+            Self::Big(_) => "big",
+            Self::Answers(_) => "answers",
         }
     }
 }

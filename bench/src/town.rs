@@ -167,6 +167,28 @@ impl Town {
         ))
     }
 
+    /// Ids of `count` accounts that never log in: members to fill rooms with.
+    pub async fn strangers(&self, count: usize, progress: &Progress) -> Result<Vec<String>> {
+        let made = Mutex::new(0_usize);
+        stream::iter(0..count)
+            .map(|index| {
+                let made = &made;
+                async move {
+                    let username = format!("s{}x{index}", self.run);
+                    let email = format!("{username}@bench.example");
+                    let body = json!({"username": username, "email": email, "password": PASSWORD});
+                    let path = "/api/v1/auth/register";
+                    let answer = self.rest.call(Method::POST, path, None, Some(body)).await?;
+                    *made.lock() += 1;
+                    progress.step("accounts", || format!("{} of {count}", made.lock()));
+                    text(&answer["id"], "id of a new account")
+                }
+            })
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await
+    }
+
     /// A public room with these people in it, the first as its owner.
     pub async fn room(&self, name: &str, people: &[Person], progress: &Progress) -> Result<String> {
         let name = format!("{name} {} {:08x}", self.run, rand::random::<u32>());

@@ -154,3 +154,78 @@ fn a_storm_ends_with_everybody_level() {
     assert_eq!(delivered["detail"], "16000 of 16000");
     assert!(figure(&storm, "caught up after, p99 ms") > 0.0);
 }
+
+/// A reader that is slower than its room is cut off with 4008 and gets everything by resuming; the others lose nothing.
+#[test]
+fn a_slow_reader_is_cut_off_and_resumes() {
+    let slow = on_the_platform(&[
+        "slow",
+        "--members",
+        "3",
+        "--senders",
+        "2",
+        "--slow",
+        "1",
+        "--rate",
+        "400",
+        "--content-bytes",
+        "8000",
+        "--seconds",
+        "6",
+    ]);
+    assert!(figure(&slow, "times cut off (4008)") >= 1.0);
+    // One first message, and three times 400 a second to 3 members.
+    let delivered = check(&slow, "every message delivered to every reader");
+    assert_eq!(delivered["detail"], "21603 of 21603");
+}
+
+/// Every part of it, in small.
+#[test]
+fn large_and_small_rooms_are_set_side_by_side() {
+    let pages = on_the_platform(&[
+        "big",
+        "--messages",
+        "3000",
+        "--rate",
+        "100",
+        "--seconds",
+        "1",
+        "--members",
+        "20",
+        "--joins",
+        "5",
+        "--rooms",
+        "120",
+        "--room-messages",
+        "3",
+        "--rounds",
+        "2",
+    ]);
+    assert!(figure(&pages, "page, p99: large / small") > 0.0);
+    assert_eq!(
+        check(&pages, "every message of the filling acknowledged")["detail"],
+        "3000 of 3000"
+    );
+}
+
+#[test]
+fn every_kind_of_request_is_answered() {
+    let answers = on_the_platform(&[
+        "answers",
+        "--people",
+        "10",
+        "--rooms",
+        "2",
+        "--rate",
+        "100",
+        "--seconds",
+        "2",
+    ]);
+    assert_eq!(
+        check(&answers, "every request answered with success")["detail"],
+        "200 of 200"
+    );
+    for kind in ["REST send", "REST history", "socket send", "socket typing"] {
+        assert!(figure(&answers, &format!("{kind}: p99 ms")) > 0.0);
+    }
+}

@@ -1,5 +1,7 @@
 //! What is measured. Each scenario takes a town and its options and answers a measurement with its checks.
 
+pub mod answers;
+pub mod big;
 pub mod fanout;
 pub mod history;
 pub mod idle;
@@ -88,9 +90,14 @@ pub struct Shares {
 impl Shares {
     /// Into the table.
     pub fn note(&self, measurement: &mut Measurement) {
+        self.note_as(measurement, ", saturated");
+    }
+
+    /// Into the table, with when it was.
+    pub fn note_as(&self, measurement: &mut Measurement, when: &str) {
         if let Some(server) = self.server {
-            measurement.figure("server CPU %, saturated", server, Better::Neither);
+            measurement.figure(&format!("server CPU %{when}"), server, Better::Neither);
         }
-        measurement.figure("client CPU %, saturated", self.client, Better::Neither);
+        measurement.figure(&format!("client CPU %{when}"), self.client, Better::Neither);
     }
 }
