@@ -46,8 +46,8 @@ pub struct Options {
     /// How often the list and the socket are opened
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
-    /// Sockets that fill a room at the same time
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=100))]
+    /// Sockets that fill the long room at the same time; each gets what the others send too, and must keep up with it
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub fillers: u16,
     /// Bytes of a message's content
     #[arg(long, default_value_t = 100)]

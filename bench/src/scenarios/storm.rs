@@ -46,7 +46,7 @@ pub struct Options {
     #[arg(long, default_value_t = 10)]
     pub seconds: u64,
     /// Seconds of sending from then on; everybody must be back by then
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 40)]
     pub storm_seconds: u64,
     /// Milliseconds that a client waits before it comes back, at most; twice as many for each try that failed
     #[arg(long, default_value_t = 1_000)]
