@@ -1,5 +1,6 @@
 //! What makes a figure trustworthy: nothing lost, nothing twice, no holes. Pure counting.
 
+use anyhow::{Result, ensure};
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -72,6 +73,11 @@ pub struct Tracker {
 }
 
 impl Tracker {
+    /// The last place seen; 0 for none.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
     /// Notes a message by its place in the room.
     pub fn observe(&mut self, sequence: u64) {
         self.count += 1;
@@ -153,6 +159,25 @@ impl Default for Span {
 }
 
 impl Span {
+    /// Fails when a place between the ends is missing.
+    pub fn ensure_dense(&self) -> Result<()> {
+        ensure!(
+            self.count > 0 && self.highest - self.lowest + 1 == self.count,
+            "{} acknowledged messages have the sequences {} to {}: not dense",
+            self.count,
+            self.lowest,
+            self.highest
+        );
+        Ok(())
+    }
+
+    /// Takes over the acks of another one.
+    pub fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        self.lowest = self.lowest.min(other.lowest);
+        self.highest = self.highest.max(other.highest);
+    }
+
     /// Notes an ack.
     pub fn observe(&mut self, sequence: u64) {
         self.count += 1;

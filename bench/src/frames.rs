@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 use memchr::memmem::Finder;
+use serde_json::{Value, json};
 
 use crate::wire::{Outgoing, Wire, nats, socketio};
 
@@ -92,6 +93,12 @@ fn is_nats(frame: &[u8]) -> bool {
     matches!(frame.first(), Some(b'M' | b'H'))
 }
 
+/// Whether an error says that the same may be tried again.
+pub fn is_retryable(frame: &[u8]) -> bool {
+    let has = |code: &[u8]| memchr::memmem::find(frame, code).is_some();
+    has(b"\"code\":\"unavailable\"") || has(b"\"code\":\"deadline_exceeded\"")
+}
+
 /// The number at the beginning, and how many digits it has.
 pub fn number(text: &[u8]) -> Option<(u64, usize)> {
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -152,18 +159,33 @@ impl Stamper {
 
     /// The text that sends a message. Its request number and its client message id are made of the message's number.
     pub fn send_message(&self, room_id: &str, stamp: Stamp) -> String {
-        let Stamp { number, due } = stamp;
-        let run = &self.run;
-        let mut content = format!("cb:{run}:{number}:{due}:");
-        let padding = self.content_bytes.saturating_sub(content.len());
-        content.extend(std::iter::repeat_n('x', padding));
+        let (number, run) = (stamp.number, &self.run);
         self.wire.send_message(&Outgoing {
             room_id,
             client_message_id: &format!("{run}-{number}"),
-            content: &content,
+            content: &self.content(stamp),
             stamp,
         })
     }
+
+    /// The body of a message that is sent through Carillon's REST.
+    pub fn message(&self, stamp: Stamp) -> Value {
+        let (number, run) = (stamp.number, &self.run);
+        let content = self.content(stamp);
+        json!({"client_message_id": format!("{run}-{number}"), "type": "text", "content": content})
+    }
+
+    fn content(&self, Stamp { number, due }: Stamp) -> String {
+        let mut content = format!("cb:{}:{number}:{due}:", self.run);
+        let padding = self.content_bytes.saturating_sub(content.len());
+        content.extend(std::iter::repeat_n('x', padding));
+        content
+    }
+}
+
+/// Any other request on Carillon's wire, whose number its ack names.
+pub fn request(kind: &str, number: u64, payload: &Value) -> String {
+    json!({"type": kind, "id": format!("cb{number}"), "payload": payload}).to_string()
 }
 
 /// A `ping` frame.

@@ -14,6 +14,7 @@ mod pages;
 mod peers;
 mod progress;
 mod report;
+mod resident;
 mod rest;
 mod scenarios;
 mod server;
@@ -26,14 +27,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use bare::WriteMode;
 use machine::Cores;
 use progress::Progress;
 use report::{Measurement, Report};
-use scenarios::{Setting, fanout, history, idle, sends};
+use scenarios::{Setting, answers, big, fanout, history, idle, sends, slow, storm};
 use server::{Server, Subject};
 use town::Town;
 
@@ -58,6 +59,9 @@ struct Common {
     /// Write the results to this file, as JSON
     #[arg(long, global = true, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Hold the lock (flock) of this file while figures are taken, where filling takes long: storm, slow, big, answers
+    #[arg(long, global = true, value_name = "FILE")]
+    lock: Option<PathBuf>,
     /// Show no progress
     #[arg(long, global = true)]
     quiet: bool,
@@ -139,6 +143,34 @@ enum Command {
         platform: PlatformArguments,
         #[command(flatten)]
         options: history::Options,
+    },
+    /// All sockets gone at once: time until everybody is back and caught up, latency of sends meanwhile
+    Storm {
+        #[command(flatten)]
+        platform: PlatformArguments,
+        #[command(flatten)]
+        options: storm::Options,
+    },
+    /// Fan-out with members that read more slowly than they are sent to: what the others notice
+    Slow {
+        #[command(flatten)]
+        platform: PlatformArguments,
+        #[command(flatten)]
+        options: slow::Options,
+    },
+    /// Long rooms, rooms of many members, people in many rooms: what they cost more than small ones
+    Big {
+        #[command(flatten)]
+        platform: PlatformArguments,
+        #[command(flatten)]
+        options: big::Options,
+    },
+    /// A mix of requests at a fixed rate: latency per kind
+    Answers {
+        #[command(flatten)]
+        platform: PlatformArguments,
+        #[command(flatten)]
+        options: answers::Options,
     },
     /// Idle and fan-out on a bare server, in both modes of writing
     Ceiling(SuiteArguments),
@@ -282,6 +314,10 @@ enum Scenario {
     Fanout(fanout::Options),
     Sends(sends::Options),
     History(history::Options),
+    Storm(storm::Options),
+    Slow(slow::Options),
+    Big(big::Options),
+    Answers(answers::Options),
 }
 
 fn plan(command: Command) -> Result<Vec<Step>> {
@@ -292,6 +328,12 @@ fn plan(command: Command) -> Result<Vec<Step>> {
         Command::Sends { subject, options } => one(subject.subject()?, Scenario::Sends(options)),
         Command::History { platform, options } => {
             one(platform.subject()?, Scenario::History(options))
+        }
+        Command::Storm { platform, options } => one(platform.subject()?, Scenario::Storm(options)),
+        Command::Slow { platform, options } => one(platform.subject()?, Scenario::Slow(options)),
+        Command::Big { platform, options } => one(platform.subject()?, Scenario::Big(options)),
+        Command::Answers { platform, options } => {
+            one(platform.subject()?, Scenario::Answers(options))
         }
         Command::Ceiling(suite) => Ok(suite.on_each(&bare_servers())),
         Command::All {
@@ -338,16 +380,23 @@ async fn run_step(
     if let Scenario::Idle(options) = &step.scenario {
         let prepared = idle::prepare(&town, progress, options).await;
         tokens = prepared.with_context(|| explain(step, &server))?;
-        server = server.restart(cores).await?;
+        server.restart(cores).await?;
     }
     let pids = server.all_pids();
+    let memory_pids = server.pids.clone();
     let setting = Setting {
         subject: &name,
         pids: &pids,
-        memory_pids: &server.pids,
+        memory_pids: &memory_pids,
         progress,
+        lock: common.lock.as_deref(),
     };
-    let outcome = run_scenario(&step.scenario, town, &setting, tokens).await;
+    let outcome = match &step.scenario {
+        Scenario::Storm(options) => storm::run(town, &setting, options, &mut server, cores)
+            .await
+            .map(|measurement| vec![measurement]),
+        scenario => run_scenario(scenario, town, &setting, tokens).await,
+    };
     let measurements = outcome.with_context(|| explain(step, &server))?;
     server.stop().await?;
     Ok(measurements)
@@ -376,6 +425,10 @@ async fn run_scenario(
             }
             measurements
         }
+        Scenario::Slow(options) => vec![slow::run(town, setting, options).await?],
+        Scenario::Big(options) => big::run(town, setting, options).await?,
+        Scenario::Answers(options) => vec![answers::run(town, setting, options).await?],
+        Scenario::Storm(_) => bail!("a storm needs the server itself"),
     })
 }
 
@@ -431,6 +484,10 @@ impl Scenario {
             Self::Fanout(_) => "fanout",
             Self::Sends(_) => "sends",
             Self::History(_) => "history",
+            Self::Storm(_) => "storm",
+            Self::Slow(_) => "slow",
+            Self::Big(_) => "big",
+            Self::Answers(_) => "answers",
         }
     }
 }

@@ -102,7 +102,7 @@ impl Subject {
     pub async fn start(&self, cores: &Cores) -> Result<Server> {
         match self {
             Self::Running { address, pids } => {
-                let server = Server {
+                let mut server = Server {
                     address: *address,
                     pids: pids.clone(),
                     store_pids: Vec::new(),
@@ -111,7 +111,8 @@ impl Subject {
                     process: None,
                     store: None,
                 };
-                server.wait_until_ready().await
+                server.wait_until_ready().await?;
+                Ok(server)
             }
             Self::Started { binary, scratch } => start_carillon(binary, scratch, cores).await,
             Self::Bare(mode) => start_bare(*mode, cores).await,
@@ -223,7 +224,7 @@ impl Server {
         let child = cores
             .as_server(|| command.spawn())?
             .with_context(|| format!("cannot start {}", command.get_program().display()))?;
-        let server = Self {
+        let mut server = Self {
             address,
             pids: vec![child.id()],
             store_pids: store.iter().map(Postgres::pid).collect(),
@@ -236,11 +237,12 @@ impl Server {
             }),
             store,
         };
-        server.wait_until_ready().await
+        server.wait_until_ready().await?;
+        Ok(server)
     }
 
     /// Waits for `/ready` (a server without REST: for its port), or fails with what the server said.
-    async fn wait_until_ready(mut self) -> Result<Self> {
+    async fn wait_until_ready(&mut self) -> Result<()> {
         let start = Instant::now();
         let rest = Rest::new(self.address);
         let mut tick = tokio::time::interval(Duration::from_millis(20));
@@ -264,7 +266,7 @@ impl Server {
                     })
             };
             let Err(error) = answer else {
-                return Ok(self);
+                return Ok(());
             };
             if let Some(process) = &mut self.process
                 && let Some(status) = process.child.try_wait()?
@@ -303,9 +305,9 @@ impl Server {
 
     /// Stops a started server and starts it again on its data; a running one stays as it is. So memory that was used to prepare a
     /// scenario, and that the allocator keeps, is not there to be used again unseen.
-    pub async fn restart(mut self, cores: &Cores) -> Result<Self> {
+    pub async fn restart(&mut self, cores: &Cores) -> Result<()> {
         let Some(process) = &mut self.process else {
-            return Ok(self);
+            return Ok(());
         };
         process.stop().await?;
         process.child = cores
@@ -313,6 +315,11 @@ impl Server {
             .context("cannot start the server again")?;
         self.pids = vec![process.child.id()];
         self.wait_until_ready().await
+    }
+
+    /// Whether it was started here, and so can be stopped.
+    pub fn is_started(&self) -> bool {
+        self.process.is_some()
     }
 
     /// The last lines of a started server's log, for an error text.

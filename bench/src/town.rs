@@ -23,7 +23,9 @@ const PASSWORD: &str = "carillon bench password";
 /// Requests at once while accounts and rooms are made.
 const AT_ONCE: usize = 16;
 /// Sockets that open at once.
-const SOCKETS_AT_ONCE: usize = 64;
+pub const SOCKETS_AT_ONCE: usize = 64;
+/// Where sockets are opened.
+const WS_PATH: &str = "/api/v1/ws";
 
 /// An account with the tokens of its devices.
 #[derive(Clone, Debug)]
@@ -74,6 +76,11 @@ impl Town {
     /// Where the server listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// REST calls.
+    pub fn rest(&self) -> &Rest {
+        &self.rest
     }
 
     /// How long to wait for anything that does not move.
@@ -169,6 +176,28 @@ impl Town {
         ))
     }
 
+    /// Ids of `count` accounts that never log in: members to fill rooms with.
+    pub async fn strangers(&self, count: usize, progress: &Progress) -> Result<Vec<String>> {
+        let made = Mutex::new(0_usize);
+        stream::iter(0..count)
+            .map(|index| {
+                let made = &made;
+                async move {
+                    let username = format!("s{}x{index}", self.run);
+                    let email = format!("{username}@bench.example");
+                    let body = json!({"username": username, "email": email, "password": PASSWORD});
+                    let path = "/api/v1/auth/register";
+                    let answer = self.rest.call(Method::POST, path, None, Some(body)).await?;
+                    *made.lock() += 1;
+                    progress.step("accounts", || format!("{} of {count}", made.lock()));
+                    text(&answer["id"], "id of a new account")
+                }
+            })
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await
+    }
+
     /// A public room with these people in it, the first as its owner.
     pub async fn room(&self, name: &str, people: &[Person], progress: &Progress) -> Result<String> {
         let name = format!("{name} {} {:08x}", self.run, rand::random::<u32>());
@@ -227,8 +256,7 @@ impl Town {
         room_id: Option<&str>,
     ) -> Result<Socket> {
         let opening = async {
-            let source = machine::source_address(index).filter(|_| self.address.ip().is_loopback());
-            let socket = self.open(source, token, room_id).await?;
+            let socket = self.open(self.source(index), token, room_id).await?;
             anyhow::Ok(socket)
         };
         match tokio::time::timeout(self.patience, opening).await {
@@ -258,9 +286,9 @@ impl Town {
         }
         let path = match self.wire {
             Wire::SocketIo => socketio::PATH,
-            _ => "/api/v1/ws",
+            _ => WS_PATH,
         };
-        let mut socket = Socket::connect(self.address, source, path, token).await?;
+        let mut socket = Socket::connect(self.address, source, path, Some(token), None).await?;
         if self.wire == Wire::SocketIo {
             socket.writer().send(&socketio::connect(token)).await?;
         }
@@ -287,6 +315,17 @@ impl Town {
                 .context("cannot make a stream")?;
         }
         Ok(room_id)
+    }
+
+    /// Opens a socket of Carillon's that nobody has authenticated yet. `receive_buffer`: see [`Socket::connect`].
+    pub async fn open_socket(&self, index: usize, receive_buffer: Option<u32>) -> Result<Socket> {
+        let source = self.source(index);
+        Socket::connect(self.address, source, WS_PATH, None, receive_buffer).await
+    }
+
+    /// Where the `index`-th socket connects from, if it matters.
+    fn source(&self, index: usize) -> Option<Ipv4Addr> {
+        machine::source_address(index).filter(|_| self.address.ip().is_loopback())
     }
 
     /// Opens a socket for each (token, room), many at once, in this order; `opened` gets each as soon as it is there.

@@ -162,18 +162,23 @@ fn encode(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
 // === impl Socket ===
 
 impl Socket {
-    /// Opens a socket at `path` with a bearer token; `source` is the local address, if it matters.
+    /// Opens a socket at `path`, with a bearer token if there is one; `source` is the local address and `receive_buffer` the bytes that
+    /// the operating system keeps for a reader, if they matter.
     pub async fn connect(
         server: SocketAddr,
         source: Option<std::net::Ipv4Addr>,
         path: &str,
-        token: &str,
+        token: Option<&str>,
+        receive_buffer: Option<u32>,
     ) -> Result<Self> {
-        let mut stream = open_stream(server, source).await?;
+        let mut stream = open_stream(server, source, receive_buffer).await?;
         const KEY: &str = "Y2FyaWxsb24tYmVuY2gtMQ==";
+        let authorization = token.map_or(String::new(), |token| {
+            format!("Authorization: Bearer {token}\r\n")
+        });
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: {KEY}\r\nAuthorization: Bearer {token}\r\n\r\n"
+             Sec-WebSocket-Key: {KEY}\r\n{authorization}\r\n"
         );
         stream
             .write_all(request.as_bytes())
@@ -189,7 +194,7 @@ impl Socket {
         source: Option<std::net::Ipv4Addr>,
         token: &str,
     ) -> Result<Self> {
-        let stream = open_stream(server, source).await?;
+        let stream = open_stream(server, source, None).await?;
         let connection: u64 = rand::random();
         let socket = Self::over(stream, Framing::Nats(connection), Vec::new());
         let inbox = format!("SUB {}.> 0", nats::inbox(connection));
@@ -270,11 +275,18 @@ impl Socket {
     }
 }
 
-async fn open_stream(server: SocketAddr, source: Option<std::net::Ipv4Addr>) -> Result<TcpStream> {
+async fn open_stream(
+    server: SocketAddr,
+    source: Option<std::net::Ipv4Addr>,
+    receive_buffer: Option<u32>,
+) -> Result<TcpStream> {
     let socket = match server {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
+    if let Some(bytes) = receive_buffer {
+        socket.set_recv_buffer_size(bytes)?;
+    }
     if let Some(source) = source {
         socket
             .bind((source, 0).into())

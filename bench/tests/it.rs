@@ -136,3 +136,122 @@ fn a_peer_that_is_not_installed_is_an_error() {
     }
     assert!(!json.exists());
 }
+
+/// Runs a scenario that needs the platform, on the `carillon` beside this program; its one measurement, with every check held.
+fn on_the_platform(arguments: &[&str]) -> Value {
+    let own = Path::new(env!("CARGO_BIN_EXE_carillon-bench"));
+    let server = std::env::var_os("CARILLON_BIN")
+        .map_or_else(|| own.with_file_name("carillon"), std::path::PathBuf::from);
+    assert!(
+        server.is_file(),
+        "{} is not built: run `cargo build -p carillon`, or `cargo xtask test`",
+        server.display()
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("json");
+    let server = server.to_str().unwrap();
+    let scratch = directory.path().to_str().unwrap();
+    let common = ["--server", server, "--scratch", scratch];
+    let output = bench(&[arguments, &common].concat(), &json);
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{stdout}{stderr}");
+    let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    report["measurements"][0].clone()
+}
+
+/// Sockets that are cut off come back and get every message that was sent meanwhile, once.
+#[test]
+fn a_storm_ends_with_everybody_level() {
+    let storm = on_the_platform(&[
+        "storm",
+        "--sockets",
+        "40",
+        "--rooms",
+        "2",
+        "--rate",
+        "50",
+        "--seconds",
+        "1",
+        "--storm-seconds",
+        "15",
+    ]);
+    let delivered = check(&storm, "every message delivered to every reader");
+    assert_eq!(delivered["detail"], "16000 of 16000");
+    assert!(figure(&storm, "caught up after, p99 ms") > 0.0);
+}
+
+/// A reader that is slower than its room is cut off with 4008 and gets everything by resuming; the others lose nothing.
+#[test]
+fn a_slow_reader_is_cut_off_and_resumes() {
+    let slow = on_the_platform(&[
+        "slow",
+        "--members",
+        "3",
+        "--senders",
+        "2",
+        "--slow",
+        "1",
+        "--rate",
+        "400",
+        "--content-bytes",
+        "8000",
+        "--seconds",
+        "6",
+    ]);
+    assert!(figure(&slow, "times cut off (4008)") >= 1.0);
+    // One first message, and three times 400 a second to 3 members.
+    let delivered = check(&slow, "every message delivered to every reader");
+    assert_eq!(delivered["detail"], "21603 of 21603");
+}
+
+/// Every part of it, in small.
+#[test]
+fn large_and_small_rooms_are_set_side_by_side() {
+    let pages = on_the_platform(&[
+        "big",
+        "--messages",
+        "3000",
+        "--rate",
+        "100",
+        "--seconds",
+        "1",
+        "--members",
+        "20",
+        "--joins",
+        "5",
+        "--rooms",
+        "120",
+        "--room-messages",
+        "3",
+        "--rounds",
+        "2",
+    ]);
+    assert!(figure(&pages, "page, p99: large / small") > 0.0);
+    assert_eq!(
+        check(&pages, "every message of the filling acknowledged")["detail"],
+        "3000 of 3000"
+    );
+}
+
+#[test]
+fn every_kind_of_request_is_answered() {
+    let answers = on_the_platform(&[
+        "answers",
+        "--people",
+        "10",
+        "--rooms",
+        "2",
+        "--rate",
+        "100",
+        "--seconds",
+        "2",
+    ]);
+    assert_eq!(
+        check(&answers, "every request answered with success")["detail"],
+        "200 of 200"
+    );
+    for kind in ["REST send", "REST history", "socket send", "socket typing"] {
+        assert!(figure(&answers, &format!("{kind}: p99 ms")) > 0.0);
+    }
+}

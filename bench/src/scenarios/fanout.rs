@@ -19,7 +19,7 @@ use crate::checks::{Audit, Check, Failures, Seen, Span, Tracker};
 use crate::frames::{self, Kind, Stamp, Stamper, now_nanos};
 use crate::pace;
 use crate::report::{Better, Measurement};
-use crate::town::Town;
+use crate::town::{Person, Town};
 use crate::websocket::{Socket, Turn, Writer};
 
 /// What to do.
@@ -51,9 +51,9 @@ const RING: u64 = 1 << 16;
 const BURST: usize = 16;
 
 /// What all sockets of the room share.
-struct Board {
-    stamper: Stamper,
-    room_id: String,
+pub(super) struct Board {
+    pub stamper: Stamper,
+    pub room_id: String,
     members: u32,
     /// How many members have seen message n, at n modulo [`RING`].
     seen: Box<[AtomicU32]>,
@@ -64,15 +64,24 @@ struct Board {
     stop: AtomicBool,
     /// Latencies of messages due from then on are kept.
     keep_from: AtomicU64,
-    latencies: Mutex<Histogram<u64>>,
-    acks: Mutex<Acks>,
-    failures: Failures,
+    pub latencies: Mutex<Histogram<u64>>,
+    pub acks: Mutex<Acks>,
+    pub failures: Failures,
 }
 
 #[derive(Default)]
-struct Acks {
-    span: Span,
+pub(super) struct Acks {
+    pub span: Span,
     seen: Seen,
+}
+
+/// A room with everybody in it connected, and all of them following it.
+pub(super) struct Hall {
+    pub board: Arc<Board>,
+    pub senders: Vec<Writer>,
+    trackers: Vec<Arc<Mutex<Tracker>>>,
+    readers: JoinSet<()>,
+    writers: BTreeMap<usize, Writer>,
 }
 
 /// Measures a room of `members` members.
@@ -82,17 +91,49 @@ pub async fn run(
     options: &Options,
     members: usize,
 ) -> Result<Measurement> {
-    let progress = setting.progress;
-    ensure!(members > 0, "a room without members has no deliveries");
-    ensure!(!options.windows.is_empty(), "--windows names no window");
     let mut measurement = Measurement::new(format!("fanout, {members} members"), setting.subject);
     measurement.parameter("senders", options.senders);
     measurement.parameter("content bytes", options.content_bytes);
     measurement.parameter("seconds", options.seconds);
 
+    let people = members + usize::from(options.senders);
+    let people = town.people(people, 1, setting.progress).await?;
+    let hall = gather(&town, setting, options, members, &people).await?;
+    let saturation = saturate(&hall.board, &town, setting, options, &hall.senders).await?;
+    let per_second = saturation.rate / 2.0 / members as f64;
+    half_load(&hall, &town, setting, options, per_second).await?;
+
+    measurement.figure("deliveries/s, saturated", saturation.rate, Better::Higher);
+    measurement.figure(
+        "messages under way",
+        f64::from(saturation.window),
+        Better::Neither,
+    );
+    saturation.shares.note(&mut measurement);
+    measurement.figure(
+        "deliveries/s at half load",
+        per_second * members as f64,
+        Better::Neither,
+    );
+    measurement.latencies(&hall.board.latencies.lock());
+    measurement.checks = hall.checks();
+    hall.close().await;
+    Ok(measurement)
+}
+
+/// Makes a room of `people`, of whom the first `members` and senders are connected, and sends one message to them.
+pub(super) async fn gather(
+    town: &Arc<Town>,
+    setting: &Setting<'_>,
+    options: &Options,
+    members: usize,
+    people: &[Person],
+) -> Result<Hall> {
+    let progress = setting.progress;
+    ensure!(members > 0, "a room without members has no deliveries");
+    ensure!(!options.windows.is_empty(), "--windows names no window");
     let senders = usize::from(options.senders);
-    let people = town.people(members + senders, 1, progress).await?;
-    let room_id = town.room("fanout", &people, progress).await?;
+    let room_id = town.room("fanout", people, progress).await?;
     let board = Arc::new(Board {
         stamper: Stamper::new(&format!("{}-f{members}", town.run), options.content_bytes)
             .speaking(town.wire()),
@@ -110,7 +151,7 @@ pub async fn run(
         failures: Failures::default(),
     });
 
-    let wanted = people
+    let wanted = people[..members + senders]
         .iter()
         .map(|person| (person.tokens[0].clone(), Some(room_id.clone())))
         .collect();
@@ -129,63 +170,32 @@ pub async fn run(
         };
     })
     .await?;
-    let sender_writers: Vec<Writer> = writers.range(..senders).map(|(_, w)| w.clone()).collect();
+    let senders: Vec<Writer> = writers.range(..senders).map(|(_, w)| w.clone()).collect();
 
     // One message to everybody first: all must follow the room before time is taken.
-    sender_writers[0]
-        .send(&board.next_message(now_nanos()))
-        .await?;
+    senders[0].send(&board.next_message(now_nanos())).await?;
     board
-        .drain("first message at its members", &town, setting)
+        .drain("first message at its members", town, setting)
         .await?;
     // Its completion gave a permit that no window accounts for.
     board.permits.forget_permits(1);
-
-    let saturation = saturate(&board, &town, setting, options, &sender_writers).await?;
-    let per_second = saturation.rate / 2.0 / members as f64;
-    half_load(&board, &town, setting, options, &sender_writers, per_second).await?;
-
-    measurement.figure("deliveries/s, saturated", saturation.rate, Better::Higher);
-    measurement.figure(
-        "messages under way",
-        f64::from(saturation.window),
-        Better::Neither,
-    );
-    saturation.shares.note(&mut measurement);
-    measurement.figure(
-        "deliveries/s at half load",
-        per_second * members as f64,
-        Better::Neither,
-    );
-    measurement.latencies(&board.latencies.lock());
-
-    let mut audit = Audit::default();
-    let span = board.acks.lock().span.clone();
-    trackers
-        .iter()
-        .for_each(|tracker| audit.add(&tracker.lock(), &span));
-    measurement.checks = audit.checks();
-    measurement.checks.push(Check::equal(
-        "every message acknowledged once",
-        span.count,
-        board.sent.load(Relaxed),
-    ));
-    measurement.checks.push(board.failures.check());
-    readers.abort_all();
-    for writer in writers.values() {
-        writer.close().await;
-    }
-    Ok(measurement)
+    Ok(Hall {
+        board,
+        senders,
+        trackers,
+        readers,
+        writers,
+    })
 }
 
-struct Saturation {
-    rate: f64,
+pub(super) struct Saturation {
+    pub rate: f64,
     window: u32,
     shares: Shares,
 }
 
 /// The best of the windows.
-async fn saturate(
+pub(super) async fn saturate(
     board: &Arc<Board>,
     town: &Town,
     setting: &Setting<'_>,
@@ -286,14 +296,14 @@ async fn send_closed_loop(board: Arc<Board>, writer: Writer, stop_at: Option<u64
 }
 
 /// Sends at a fixed rate and keeps the latencies, except of the first tenth.
-async fn half_load(
-    board: &Arc<Board>,
+pub(super) async fn half_load(
+    hall: &Hall,
     town: &Town,
     setting: &Setting<'_>,
     options: &Options,
-    writers: &[Writer],
     per_second: f64,
 ) -> Result<()> {
+    let (board, writers) = (&hall.board, &hall.senders);
     let duration = match options.messages {
         Some(messages) => Duration::from_secs_f64(messages as f64 / per_second),
         None => Duration::from_secs(options.seconds),
@@ -386,6 +396,35 @@ async fn read_as_member(mut socket: Socket, board: Arc<Board>, tracker: Arc<Mute
             _ => {}
         })
         .await;
+}
+
+// === impl Hall ===
+
+impl Hall {
+    /// That everything was acknowledged, and seen by everybody.
+    pub fn checks(&self) -> Vec<Check> {
+        let mut audit = Audit::default();
+        let span = self.board.acks.lock().span.clone();
+        self.trackers
+            .iter()
+            .for_each(|tracker| audit.add(&tracker.lock(), &span));
+        let mut checks = audit.checks();
+        checks.push(Check::equal(
+            "every message acknowledged once",
+            span.count,
+            self.board.sent.load(Relaxed),
+        ));
+        checks.push(self.board.failures.check());
+        checks
+    }
+
+    /// Everybody says goodbye.
+    pub async fn close(mut self) {
+        self.readers.abort_all();
+        for writer in self.writers.values() {
+            writer.close().await;
+        }
+    }
 }
 
 // === impl Board ===

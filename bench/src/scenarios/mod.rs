@@ -1,13 +1,19 @@
 //! What is measured. Each scenario takes a town and its options and answers a measurement with its checks.
 
+pub mod answers;
+pub mod big;
 pub mod fanout;
 pub mod history;
 pub mod idle;
 pub mod sends;
+pub mod slow;
+pub mod storm;
 
+use std::fs::File;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::machine;
 use crate::report::{Better, Measurement};
@@ -22,6 +28,22 @@ pub struct Setting<'a> {
     pub memory_pids: &'a [u32],
     /// Where progress is shown.
     pub progress: &'a crate::progress::Progress,
+    /// The file whose lock is held while figures are taken.
+    pub lock: Option<&'a Path>,
+}
+
+impl Setting<'_> {
+    /// Waits until nobody else holds the lock, if there is one; it is held until the answer is dropped.
+    pub async fn alone(&self) -> Result<Option<File>> {
+        let Some(path) = self.lock else {
+            return Ok(None);
+        };
+        let file = File::create(path).with_context(|| format!("cannot open {}", path.display()))?;
+        self.progress.say("  waiting for the lock");
+        let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await?;
+        let file = locked.with_context(|| format!("cannot lock {}", path.display()))?;
+        Ok(Some(file))
+    }
 }
 
 /// CPU time of both sides over a stretch of time: tells which side was the limit.
@@ -70,9 +92,14 @@ pub struct Shares {
 impl Shares {
     /// Into the table.
     pub fn note(&self, measurement: &mut Measurement) {
+        self.note_as(measurement, ", saturated");
+    }
+
+    /// Into the table, with when it was.
+    pub fn note_as(&self, measurement: &mut Measurement, when: &str) {
         if let Some(server) = self.server {
-            measurement.figure("server CPU %, saturated", server, Better::Neither);
+            measurement.figure(&format!("server CPU %{when}"), server, Better::Neither);
         }
-        measurement.figure("client CPU %, saturated", self.client, Better::Neither);
+        measurement.figure(&format!("client CPU %{when}"), self.client, Better::Neither);
     }
 }

@@ -26,6 +26,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// How long a client may take nothing of what is written to it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes that the kernel takes for a client beyond what is on its way to it. Without a bound it would keep megabytes for each one that reads
+/// slowly, and what we have to say last would come after all of them.
+const UNSENT: u32 = 256 * 1024;
 /// After the drain time: closing handshakes may take this long.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -135,6 +138,8 @@ async fn connection<S>(
 {
     // Small frames must not wait for each other.
     let _ = stream.set_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
     let serving = builder
         .serve_connection(
             TokioIo::new(Unstalled::new(stream, WRITE_TIMEOUT)),

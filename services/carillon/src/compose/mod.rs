@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 
 use carillon_crds::config::{LogFormat, PlatformConfig};
 use carillon_telemetry::Telemetry;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use crate::failure::Failure;
 
@@ -44,9 +44,24 @@ fn start_telemetry(
     .map_err(|error| Failure::usage(error.to_string()))
 }
 
+/// Connections that may wait to be accepted, if the system allows as many: everybody who comes back at once after an outage. Whoever finds
+/// no place tries again after a second, then after two more, and so on.
+const BACKLOG: u32 = 16_384;
+
 /// Binds a port, or says which one is taken and how to choose another.
-async fn bind(what: &str, address: SocketAddr, hint: &str) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).await.map_err(|error| {
+fn bind(what: &str, address: SocketAddr, hint: &str) -> Result<TcpListener, Failure> {
+    let bound = || {
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
+        // As the runtime's own binding does: a port is free again as soon as its process has ended.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bound().map_err(|error: std::io::Error| {
         Failure::unavailable(format!(
             "can't listen on {address} for {what}: {error}; {hint}"
         ))

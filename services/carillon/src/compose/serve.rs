@@ -79,8 +79,7 @@ async fn run(
         "health and metrics",
         SocketAddr::new(options.bind, config.admin_port),
         "stop what uses it",
-    )
-    .await?;
+    )?;
     let mut tasks = Tasks::new(stop.clone());
     // The admin server outlives the stop, so that the drain is seen; it ends with the process.
     tokio::spawn(carillon_runtime::admin::serve(
@@ -232,7 +231,7 @@ async fn start_roles(
                     probes.clone(),
                 );
                 let address = SocketAddr::new(options.bind, config.gateway.http_port);
-                let listener = bind("REST and WebSocket", address, "stop what uses it").await?;
+                let listener = bind("REST and WebSocket", address, "stop what uses it")?;
                 tasks.spawn("the gateway", gateway.run(listener, stop.clone()));
                 continue;
             }
@@ -302,8 +301,7 @@ async fn start_roles(
             "gRPC",
             SocketAddr::new(options.bind, port),
             "stop what uses it",
-        )
-        .await?;
+        )?;
         let interceptor =
             InterceptorOptions::new(&connected.internal_token, connected.verifier.clone())?
                 .limiting_strangers(roles::strangers(config), limiters.shared.clone());

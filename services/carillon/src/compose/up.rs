@@ -35,20 +35,17 @@ pub async fn up(options: Up) -> Result<(), Failure> {
         "REST and WebSocket",
         public,
         "another carillon may be running; choose another with --listen 127.0.0.1:PORT",
-    )
-    .await?;
+    )?;
     let grpc = bind(
         "gRPC",
         options.grpc_listen,
         "choose another with --grpc-listen 127.0.0.1:PORT",
-    )
-    .await?;
+    )?;
     let admin = bind(
         "health and metrics",
         options.admin_listen,
         "choose another with --admin-listen 127.0.0.1:PORT",
-    )
-    .await?;
+    )?;
 
     let stores::EmbeddedStores {
         wide,

@@ -43,6 +43,8 @@ const READ_BUFFER: usize = 2 * 1024;
 const WRITE_BUFFER: usize = 4 * 1024;
 /// How long a closing handshake may take.
 const CLOSING: Duration = Duration::from_millis(1500);
+/// The same with a client that is too slow: what it was sent before is in the way, and it must learn that it should resume.
+const CLOSING_SLOW: Duration = Duration::from_secs(15);
 /// Frames read or written before the task lets others run.
 const BUDGET: usize = 32;
 /// Malformed or unknown frames in a row that are answered before the socket is closed.
@@ -652,6 +654,9 @@ impl Session {
                 self.ws.flush().await
             };
             let _ = tokio::time::timeout(CLOSING, rest).await;
+        } else {
+            // What nobody will write must not stay until the other side has taken our goodbye.
+            while self.socket.pop().is_some() {}
         }
         if end.say_goodbye {
             goodbye(&mut self.ws, end.code, end.reason).await;
@@ -677,6 +682,11 @@ fn expiry(app: &App, identity: &Identity) -> Instant {
 /// The closing handshake: our code, then whatever the client still had to say is read and dropped, because data left unread
 /// would make the connection end with a reset that overtakes our code.
 async fn goodbye(ws: &mut Ws, code: u16, reason: &'static str) {
+    let limit = if code == CloseCode::TooSlow as u16 {
+        CLOSING_SLOW
+    } else {
+        CLOSING
+    };
     let closing = async {
         let frame = CloseFrame {
             code: WireCode::from(code),
@@ -698,5 +708,5 @@ async fn goodbye(ws: &mut Ws, code: u16, reason: &'static str) {
             };
         }
     };
-    let _ = tokio::time::timeout(CLOSING, closing).await;
+    let _ = tokio::time::timeout(limit, closing).await;
 }

@@ -621,6 +621,29 @@ async fn a_client_that_reads_nothing_is_cut_off() {
     );
 }
 
+/// RT-06: whoever was cut off because they read too slowly learns it, however late they get to it: behind what they were sent before
+/// comes the code that tells them to resume.
+#[tokio::test]
+async fn a_slow_client_is_told_to_resume() {
+    let server = serve(GatewayOptions {
+        send_buffer: 16,
+        ..options()
+    })
+    .await;
+    let (ann, bob) = (somebody(), somebody());
+    let room = server.town.room(&[ann.user, bob.user]);
+    let mut quick = server.client(&ann).await;
+    let mut slow = server.client(&bob).await;
+    let text = "x".repeat(16_000);
+    for n in 3..2000 {
+        server.town.say(room, ann.user, &text);
+        assert_eq!(quick.next().await["payload"]["sequence"], n);
+    }
+    // Longer than a closing handshake with anybody else may take.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(slow.closed().await, 4008);
+}
+
 /// OPS-02: on stop every socket is told to resume elsewhere, new ones are refused, and `run` returns in time.
 #[tokio::test]
 async fn stopping_drains() {
