@@ -133,7 +133,8 @@ struct Browser {
 impl Browser {
     fn new() -> Self {
         Self {
-            secret: SecretKey::from_slice(&[rand::random::<u8>().max(1); 32]).unwrap(),
+            // Keys are numbers from 1 to the order of the curve, which begins with 0xffffffff00.
+            secret: SecretKey::from_slice(&[rand::random::<u8>().clamp(1, 0xfe); 32]).unwrap(),
             auth: rand::random(),
         }
     }
