@@ -151,7 +151,7 @@ pub struct Unread {
 }
 
 /// Counts what a reader whose stored mark is `mark` hasn't read and what wasn't deleted: a difference of counts less the deleted
-/// ones, at a cost that doesn't depend on how much that is.
+/// ones. The cost grows with the deleted messages and the mentions after the mark, not with the messages.
 pub async fn unread(
     store: &dyn RoomStore,
     room: &OpenedRoom,
@@ -237,7 +237,7 @@ pub async fn expire(log: &dyn RoomLog, room: &OpenedRoom, now: Timestamp) -> Res
         }
         (retention, state.floor, state.head, state.messages)
     };
-    // Who comes meanwhile sees for a moment longer what has to go.
+    // One search at a time: who comes while another one looks sees for that moment longer what has to go.
     let Some(_expiring) = Expiring::begin(room) else {
         return Ok(());
     };

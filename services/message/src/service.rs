@@ -66,8 +66,8 @@ pub struct MessageOptions {
     /// room: after another one took over, those of an old owner are at most this old. Costs one read of the log per partition in use and this
     /// time. What is read of one room is always proven anew.
     pub proof_lasts: Duration,
-    /// How often what retention leaves no more is removed from the store (MSG-21). Readers see nothing of it from the moment that
-    /// it is due.
+    /// How often what retention leaves no more is removed from the store (MSG-21), two rounds after it was due. Readers don't wait
+    /// for that: the first one after it is due finds out.
     pub purge_every: Duration,
 }
 

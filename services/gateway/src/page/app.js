@@ -258,7 +258,7 @@ function onFrame({ type, payload }) {
     case 'typing': if (payload.room_id === current) showTyping(payload.user_id, payload.activity); break;
     case 'stop_typing': stopTyping(payload.user_id); break;
     case 'user_online': case 'user_offline': presence.set(payload.user_id, payload.state); drawRooms(); drawNote(); break;
-    case 'room_invited': case 'dm_created': loadRooms().catch(() => {}); break;
+    case 'dm_created': loadRooms().catch(() => {}); break;
     case 'messages_read':
       if (payload.user_id === session.user.id) { const room = rooms.get(payload.room_id); if (room) { room.unread_count = 0; drawRooms(); } }
       break;
