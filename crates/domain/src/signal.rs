@@ -42,7 +42,7 @@ pub enum Activity {
 
 /// A signal.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(tag = "signal", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Signal {
     /// Committed events, ascending per room; they may be of several rooms of the topic's partition.
     Events {

@@ -4,6 +4,7 @@ use opentelemetry_sdk::{
     Resource,
     trace::{Sampler, SdkTracerProvider},
 };
+use tracing::{Level, level_filters::LevelFilter};
 use tracing_subscriber::{
     EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
@@ -80,7 +81,11 @@ pub fn start(options: &Options) -> Result<Telemetry, StartError> {
             options.instance.clone(),
         ))
         .build();
-    let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(options.trace_ratio)));
+    let sampler = match options.otlp_endpoint {
+        Some(_) => Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(options.trace_ratio))),
+        // Spans have ids for log lines and answers all the same; nobody would get more.
+        None => Sampler::AlwaysOff,
+    };
     let mut provider = SdkTracerProvider::builder()
         .with_resource(resource)
         .with_sampler(sampler);
@@ -98,19 +103,25 @@ pub fn start(options: &Options) -> Result<Telemetry, StartError> {
     let provider = provider.build();
     let traces = tracing_opentelemetry::layer()
         .with_tracer(provider.tracer("carillon"))
-        // Each would cost something for every span, of the unsampled ones too: lines of code and thread ids as attributes, and clock
-        // readings at every entry.
+        // Each would cost something for every span, of the unsampled ones too: lines of code and thread ids as attributes, clock
+        // readings at every entry, and a current context that only other OpenTelemetry libraries would ask for.
         .with_location(false)
         .with_threads(false)
         .with_tracked_inactivity(false)
-        // Spans of libraries would be most of what is sent, and say little.
-        // Without the hint, everything that they log at a finer level would be made, passed on, and dropped here: a tenth of a busy
+        .with_context_activation(false)
+        // Spans of libraries would be most of what is sent, and say little. Spans of steps (at the level of debugging) are made only
+        // if somebody gets them; events of that level never are.
+        // Without the hint, everything that libraries log at a finer level would be made, passed on, and dropped here: a tenth of a busy
         // gateway's time.
         .with_filter(
             tracing_subscriber::filter::filter_fn(|metadata| {
-                metadata.target().starts_with("carillon")
+                let is_ours = metadata.target().starts_with("carillon");
+                is_ours && (metadata.is_span() || *metadata.level() <= Level::INFO)
             })
-            .with_max_level_hint(tracing::level_filters::LevelFilter::INFO),
+            .with_max_level_hint(match options.otlp_endpoint {
+                Some(_) => LevelFilter::DEBUG,
+                None => LevelFilter::INFO,
+            }),
         );
     let lines = tracing_subscriber::fmt::layer()
         .event_format(Lines(options.log_format))

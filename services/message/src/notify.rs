@@ -5,12 +5,13 @@
 //! signals of one partition go through one task, so that they keep their order.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use carillon_domain::{
-    ErrorCode, Result, RoomId, UserId,
+    Error, ErrorCode, Result, RoomId, UserId,
     event::{EventBody, MessageType, RoomEvent},
     partition::Partition,
     ports::{AccountStore, Bus, PushQueue, RoomStore},
@@ -23,7 +24,7 @@ use carillon_telemetry::metrics::{self, IntCounterVec};
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
-use crate::state::{FEW_MEMBERS, RoomHandle};
+use crate::state::{Everybody, FEW_MEMBERS, RoomHandle};
 
 static DROPPED: LazyLock<IntCounterVec> = LazyLock::new(|| {
     metrics::int_counter(
@@ -42,6 +43,8 @@ static JOBS: LazyLock<IntCounterVec> = LazyLock::new(|| {
 
 /// Commits that may wait for their push jobs.
 const WAITING: usize = 4096;
+/// Commits looked at together: those of one room ask once who is there.
+const TOGETHER: usize = 256;
 /// Tasks that publish, each for its share of the partitions: one alone would wait for each answer of the bus in turn.
 const LANES: u16 = 16;
 /// Commits of one lane that may wait for the bus.
@@ -212,54 +215,98 @@ async fn publish_all(mut waiting: mpsc::Receiver<Told>, bus: Arc<dyn Bus>) {
 async fn make_jobs(mut waiting: mpsc::Receiver<Committed>, ports: Arc<PushPorts>) {
     // Several at once, since each waits for presence and the queue's confirmation.
     let slots = Arc::new(tokio::sync::Semaphore::new(64));
-    while let Some(committed) = waiting.recv().await {
-        let Ok(slot) = slots.clone().acquire_owned().await else {
-            return;
-        };
-        let ports = ports.clone();
-        let span = committed.span.clone();
-        tokio::spawn(
-            async move {
-                if let Err(error) = make_jobs_of(&ports, committed).await {
-                    JOBS.with_label_values(&[error.code.as_str()]).inc();
-                    tracing::warn!(%error, cause = error.cause_chain(), "a push job was not queued");
-                }
+    let mut batch = Vec::with_capacity(TOGETHER);
+    while waiting.recv_many(&mut batch, TOGETHER).await > 0 {
+        for (_, commits) in by_room(batch.drain(..)) {
+            let Ok(slot) = slots.clone().acquire_owned().await else {
+                return;
+            };
+            let ports = ports.clone();
+            tokio::spawn(async move {
+                make_jobs_of(&ports, commits).await;
                 drop(slot);
-            }
-            .instrument(span),
-        );
+            });
+        }
     }
 }
 
-async fn make_jobs_of(ports: &PushPorts, committed: Committed) -> Result<()> {
+/// In each room in their order.
+fn by_room(commits: impl Iterator<Item = Committed>) -> HashMap<RoomId, Vec<Committed>> {
+    let mut rooms: HashMap<RoomId, Vec<Committed>> = HashMap::new();
+    for committed in commits {
+        rooms
+            .entry(committed.room.id())
+            .or_default()
+            .push(committed);
+    }
+    rooms
+}
+
+/// Jobs of commits of one room.
+async fn make_jobs_of(ports: &PushPorts, commits: Vec<Committed>) {
+    let Some(first) = commits.first() else {
+        return;
+    };
+    let offline = offline_members(ports, &first.room)
+        .instrument(first.span.clone())
+        .await;
+    let failed = |error: Error| {
+        JOBS.with_label_values(&[error.code.as_str()]).inc();
+        tracing::warn!(%error, cause = error.cause_chain(), "a push job was not queued");
+    };
+    let offline = match offline {
+        Ok(Some(offline)) => offline,
+        Ok(None) => return,
+        Err(error) => {
+            for committed in &commits {
+                committed.span.in_scope(|| failed(Error::clone(&error)));
+            }
+            return;
+        }
+    };
+    for committed in commits {
+        let span = committed.span.clone();
+        let push = async {
+            if let Err(error) = push(ports, committed, &offline).await {
+                failed(error);
+            }
+        };
+        push.instrument(span).await;
+    }
+}
+
+/// Members without a live device, as of now; `None` if a message is no reason to push in this room.
+async fn offline_members(ports: &PushPorts, room: &RoomHandle) -> Result<Option<Vec<UserId>>> {
+    let members = match patiently(|| everybody(ports, room)).await? {
+        Everybody::Few(members) => members,
+        Everybody::Many => return Ok(None),
+    };
+    // Without an answer everybody counts as offline: a needless push is better than a missing one.
+    match ports.presence.get(&members).await {
+        Ok(states) => Ok(Some(
+            states
+                .into_iter()
+                .filter(|p| p.state == PresenceState::Offline)
+                .map(|p| p.user)
+                .collect(),
+        )),
+        Err(error) => {
+            tracing::debug!(%error, "presence does not answer; pushing to every member");
+            Ok(Some(members.to_vec()))
+        }
+    }
+}
+
+async fn push(ports: &PushPorts, committed: Committed, offline: &[UserId]) -> Result<()> {
     let EventBody::Message { id, draft, .. } = &committed.event.body else {
         return Ok(());
     };
     let sender = committed.event.actor;
-    let members = patiently(|| few_members(ports, &committed.room)).await?;
-    let Some(members) = members else {
-        return Ok(());
-    };
-    let others: Vec<UserId> = members
+    let offline: Vec<UserId> = offline
         .iter()
         .copied()
         .filter(|user| *user != sender)
         .collect();
-    if others.is_empty() {
-        return Ok(());
-    }
-    // Without an answer everybody counts as offline: a needless push is better than a missing one.
-    let offline: Vec<UserId> = match ports.presence.get(&others).await {
-        Ok(states) => states
-            .into_iter()
-            .filter(|p| p.state == PresenceState::Offline)
-            .map(|p| p.user)
-            .collect(),
-        Err(error) => {
-            tracing::debug!(%error, "presence does not answer; pushing to every member");
-            others
-        }
-    };
     if offline.is_empty() {
         JOBS.with_label_values(&["unneeded"]).inc();
         return Ok(());
@@ -319,28 +366,29 @@ async fn patiently<T, F: Future<Output = Result<T>>>(mut step: impl FnMut() -> F
     }
 }
 
-/// Everybody in the room, or `None` if they are too many to be pushed for every message.
-async fn few_members(ports: &PushPorts, room: &RoomHandle) -> Result<Option<Arc<Vec<UserId>>>> {
+/// Everybody in the room, unless they are too many to be pushed for every message.
+async fn everybody(ports: &PushPorts, room: &RoomHandle) -> Result<Everybody> {
     let head = {
         let now = room.now.lock();
-        if let Some(users) = now.everybody() {
-            return Ok(Some(users));
+        if let Some(everybody) = now.everybody() {
+            return Ok(everybody);
         }
         now.head
     };
     let members = ports.rooms.members(room.id(), None, FEW_MEMBERS).await?;
-    if members.len() == FEW_MEMBERS {
-        return Ok(None);
-    }
-    let users: Arc<Vec<UserId>> = Arc::new(members.into_iter().map(|member| member.user).collect());
-    room.now.lock().learn_everybody(head, users.clone());
-    Ok(Some(users))
+    let everybody = if members.len() == FEW_MEMBERS {
+        Everybody::Many
+    } else {
+        Everybody::Few(Arc::new(
+            members.into_iter().map(|member| member.user).collect(),
+        ))
+    };
+    room.now.lock().learn_everybody(head, everybody.clone());
+    Ok(everybody)
 }
 
 #[cfg(test)]
 mod tests {
-    use carillon_domain::Error;
-
     use super::*;
 
     /// NOTIF-02: a queue that is away for a moment costs no push; what can't succeed isn't tried again.

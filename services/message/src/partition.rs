@@ -251,7 +251,11 @@ impl Task {
                 continue;
             }
             let span = batch.iter().find_map(|request| match request {
-                Request::Write(write) => Some(tracing::info_span!(parent: &write.span, "message.flush", batch = tracing::field::Empty)),
+                Request::Write(write) => {
+                    let span = tracing::debug_span!(parent: &write.span, "message.flush", batch = tracing::field::Empty);
+                    // Log lines need a trace all the same.
+                    Some(if span.is_disabled() { write.span.clone() } else { span })
+                }
                 Request::Open { .. } => None,
             });
             let work = self.process(std::mem::take(&mut batch));
@@ -489,6 +493,7 @@ impl Task {
             }
             pairs.insert(room.id(), room.room.pair);
         }
+        let mut answers = Vec::with_capacity(waiting.len());
         for (room, write, range, outcome) in waiting {
             if let Outcome::Sent(sent) = &outcome
                 && !sent.duplicate
@@ -498,15 +503,19 @@ impl Task {
                     .notifier
                     .push(room, event.clone(), write.traceparent, write.span);
             }
-            // The caller may have gone; its retry will find the result.
-            let _ = write.reply.send(Ok(outcome));
+            answers.push((write.reply, outcome));
         }
+        // Gateways first: a sender's socket then has its answer and its event at the same moment, as a rule.
         if !events.is_empty() {
             self.shared
                 .notifier
                 .committed(self.partition, events, |event| {
                     pairs.get(&event.room).copied().flatten()
                 });
+        }
+        for (reply, outcome) in answers {
+            // The caller may have gone; its retry will find the result.
+            let _ = reply.send(Ok(outcome));
         }
     }
 
@@ -537,7 +546,7 @@ impl Task {
             .clone()
             .ok_or_else(|| Error::defect("an append without an epoch"))?;
         let started = Instant::now();
-        let span = tracing::info_span!(
+        let span = tracing::debug_span!(
             "room_log.append",
             otel.kind = "internal",
             events = events.len()
@@ -598,79 +607,47 @@ impl Task {
                 _ => {}
             }
         }
-        let standings = async {
-            stream::iter(people)
-                .map(|(room, user)| {
-                    let handle = rooms.get(&room).cloned();
-                    async move {
-                        let standing = match &handle {
-                            Some(handle) => {
-                                standing_of(self.shared.rooms.as_ref(), handle, user).await?
-                            }
-                            None => Standing::default(),
-                        };
-                        Ok::<_, Error>((room, user, standing))
-                    }
-                })
-                .buffer_unordered(READS_AT_ONCE)
-                .try_collect::<Vec<_>>()
-                .await
-        };
-        let sent = async {
-            stream::iter(ids)
-                .map(|((room, sender, id), void)| {
-                    let handle = rooms.get(&room).cloned();
-                    async move {
-                        let earlier = match &handle {
-                            Some(handle) => self.earlier(handle, sender, &id, &void).await?,
-                            None => None,
-                        };
-                        Ok::<_, Error>(((room, sender, id), earlier))
-                    }
-                })
-                .buffer_unordered(READS_AT_ONCE)
-                .try_filter_map(|(key, earlier)| async move {
-                    Ok(earlier.map(|earlier| (key, earlier)))
-                })
-                .try_collect::<HashMap<_, _>>()
-                .await
-        };
-        let targets = async {
-            stream::iter(targets)
-                .map(|(room, id)| {
-                    let handle = rooms.get(&room).cloned();
-                    async move {
-                        let stored = match &handle {
-                            Some(handle) => {
-                                stored_message(self.shared.log.as_ref(), handle, id).await?
-                            }
-                            None => None,
-                        };
-                        Ok::<_, Error>(((room, id), stored))
-                    }
-                })
-                .buffer_unordered(READS_AT_ONCE)
-                .try_filter_map(
-                    |(key, stored)| async move { Ok(stored.map(|stored| (key, stored))) },
-                )
-                .try_collect::<HashMap<_, _>>()
-                .await
-        };
-        let blocked = async {
-            let shared = &self.shared;
-            let handles: Vec<RoomHandle> = rooms.values().cloned().collect();
-            stream::iter(handles)
-                .map(|handle| async move {
-                    let blocked = shared.is_blocked(&handle).await?;
-                    Ok::<_, Error>(blocked.then_some(handle.id()))
-                })
-                .buffer_unordered(READS_AT_ONCE)
-                .try_filter_map(|blocked| async move { Ok(blocked) })
-                .try_collect::<HashSet<RoomId>>()
-                .await
-        };
+        let rooms_of = |room| rooms.get(&room).cloned();
+        let standings = all(people, |(room, user)| {
+            let handle = rooms_of(room);
+            async move {
+                let standing = match &handle {
+                    Some(handle) => standing_of(self.shared.rooms.as_ref(), handle, user).await?,
+                    None => Standing::default(),
+                };
+                Ok((room, user, standing))
+            }
+        });
+        let sent = all(ids, |((room, sender, id), void)| {
+            let handle = rooms_of(room);
+            async move {
+                let earlier = match &handle {
+                    Some(handle) => self.earlier(handle, sender, &id, &void).await?,
+                    None => None,
+                };
+                Ok(earlier.map(|earlier| ((room, sender, id), earlier)))
+            }
+        });
+        let targets = all(targets, |(room, id)| {
+            let handle = rooms_of(room);
+            async move {
+                let stored = match &handle {
+                    Some(handle) => stored_message(self.shared.log.as_ref(), handle, id).await?,
+                    None => None,
+                };
+                Ok(stored.map(|stored| ((room, id), stored)))
+            }
+        });
+        let handles: Vec<RoomHandle> = rooms.values().cloned().collect();
+        let blocked = all(handles, |handle| async move {
+            let blocked = self.shared.is_blocked(&handle).await?;
+            Ok(blocked.then_some(handle.id()))
+        });
         let (standings, sent, targets, blocked) =
             futures::try_join!(standings, sent, targets, blocked)?;
+        let sent: HashMap<_, _> = sent.into_iter().flatten().collect();
+        let targets: HashMap<_, _> = targets.into_iter().flatten().collect();
+        let blocked: HashSet<RoomId> = blocked.into_iter().flatten().collect();
         let mut read_by_others = HashMap::new();
         for ((room, _), stored) in &targets {
             let sender = stored.sent.actor;
@@ -806,6 +783,22 @@ pub async fn standing_of(
     }
     now.learn_standing(at, user, standing);
     Ok(standing)
+}
+
+/// Reads for all of `items`, some at once; for one alone, as most batches have it, without the bookkeeping of many.
+async fn all<T, R, F: Future<Output = Result<R>>>(
+    items: impl IntoIterator<Item = T, IntoIter: ExactSizeIterator>,
+    read: impl Fn(T) -> F,
+) -> Result<Vec<R>> {
+    let mut items = items.into_iter();
+    if items.len() > 1 {
+        let reads = stream::iter(items).map(read);
+        return reads.buffer_unordered(READS_AT_ONCE).try_collect().await;
+    }
+    match items.next() {
+        Some(item) => Ok(vec![read(item).await?]),
+        None => Ok(Vec::new()),
+    }
 }
 
 /// A message of an open room with its changes.

@@ -809,7 +809,7 @@ impl MessageService for MessageRole {
         self.room(actor, room).await
     }
 
-    #[tracing::instrument(name = "message.send", skip_all, fields(otel.kind = "internal", room = %room))]
+    #[tracing::instrument(level = "debug", name = "message.send", skip_all, fields(otel.kind = "internal", room = %room))]
     async fn send(&self, actor: UserId, room: RoomId, draft: Draft) -> Result<SendOutcome> {
         validate::draft(&draft)?;
         if let Some(answered) = draft.reply_to {

@@ -159,12 +159,23 @@ pub struct RoomNow {
     people: HashMap<UserId, Standing>,
     /// Whether one of the two people of a direct room blocked the other, and when that was asked.
     blocked: Option<(Instant, bool)>,
-    /// All members, if they are few and were asked for.
-    everybody: Option<Arc<Vec<UserId>>>,
+    /// All members, if they were asked for.
+    everybody: Option<Everybody>,
+    /// The last event that concerned somebody's membership, as far as is known: not before this.
+    peopled: Sequence,
     /// Deleted messages, if somebody's unread ones were counted.
     deleted_messages: Option<DeletedMessages>,
     /// The last own message of everybody who wrote since the room was opened: who writes has read, and the store hears of it late.
     wrote: HashMap<UserId, ReadMark>,
+}
+
+/// The members of a room.
+#[derive(Clone)]
+pub enum Everybody {
+    /// All of them.
+    Few(Arc<Vec<UserId>>),
+    /// Too many to be pushed for every message.
+    Many,
 }
 
 /// The places of all deleted messages after a place: for all readers of a room they are read once, as far back as somebody needed,
@@ -210,6 +221,7 @@ impl OpenedRoom {
             people: HashMap::new(),
             blocked: None,
             everybody: None,
+            peopled: open.head,
             deleted_messages: None,
             wrote: HashMap::new(),
         };
@@ -257,13 +269,13 @@ impl RoomNow {
     }
 
     /// All members, if remembered.
-    pub fn everybody(&self) -> Option<Arc<Vec<UserId>>> {
+    pub fn everybody(&self) -> Option<Everybody> {
         self.everybody.clone()
     }
 
-    /// Remembers all members as of `head`; ignored if the room went on since.
-    pub fn learn_everybody(&mut self, at: Sequence, users: Arc<Vec<UserId>>) {
-        if self.head == at {
+    /// Remembers all members as they were when the head was `at`; ignored if somebody came or went since.
+    pub fn learn_everybody(&mut self, at: Sequence, users: Everybody) {
+        if self.peopled <= at {
             self.everybody = Some(users);
         }
     }
@@ -317,6 +329,7 @@ impl RoomNow {
         self.messages = event.messages_after();
         if let Some(user) = event.body.concerns() {
             self.everybody = None;
+            self.peopled = event.sequence;
             // Of whom nothing is remembered, they are read again.
             if let Some(known) = self.people.get_mut(&user) {
                 *known = decide::after(*known, event);

@@ -59,9 +59,9 @@ pub(super) fn slot_and_sequence(key: &[u8]) -> Result<(Sequence, Sequence)> {
     }
 }
 
-/// What entries for a client message id begin with.
-pub(super) fn sent_prefix(sender: UserId, id: &ClientMessageId) -> Vec<u8> {
-    let mut key = Vec::with_capacity(17 + id.0.len() + 24);
+/// The row of a client message id.
+pub(super) fn sent_key(sender: UserId, id: &ClientMessageId) -> Vec<u8> {
+    let mut key = Vec::with_capacity(17 + id.0.len());
     key.extend_from_slice(sender.0.as_bytes());
     // The length keeps an id apart from one that it begins.
     key.push(id.0.len() as u8);
@@ -96,9 +96,12 @@ pub(super) fn last_id(key: &[u8]) -> Result<Uuid> {
         .ok_or_else(|| unreadable("a key with an id"))
 }
 
+/// Length of a [`place`].
+pub(super) const PLACE_BYTES: usize = 24;
+
 /// A room and a place in it.
-pub(super) fn place(room: RoomId, sequence: Sequence) -> [u8; 24] {
-    let mut bytes = [0; 24];
+pub(super) fn place(room: RoomId, sequence: Sequence) -> [u8; PLACE_BYTES] {
+    let mut bytes = [0; PLACE_BYTES];
     bytes[..16].copy_from_slice(room.0.as_bytes());
     bytes[16..].copy_from_slice(&sequence.0.to_be_bytes());
     bytes

@@ -137,13 +137,15 @@ fn open_store(store: &Path, cache_bytes: u64) -> Result<(Database, Tables)> {
     let exists = store.exists();
     // The engine panics on some kinds of damage; a person needs a sentence instead.
     let opened = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        let database = Database::builder(store)
-            .cache_size(cache_bytes)
-            .manual_journal_persist(true)
-            .max_journaling_size(256 * 1024 * 1024)
-            .open()?;
-        let tables = Tables::open(&database)?;
-        Ok((database, tables))
+        in_the_background(|| {
+            let database = Database::builder(store)
+                .cache_size(cache_bytes)
+                .manual_journal_persist(true)
+                .max_journaling_size(256 * 1024 * 1024)
+                .open()?;
+            let tables = Tables::open(&database)?;
+            Ok((database, tables))
+        })
     }));
     match opened {
         Ok(Ok(opened)) => Ok(opened),
@@ -153,6 +155,26 @@ fn open_store(store: &Path, cache_bytes: u64) -> Result<(Database, Tables)> {
         Ok(Err(cause)) => Err(damaged(store, &cause)),
         Err(_) => Err(damaged(store, &"the engine refused its files")),
     }
+}
+
+/// How much nicer the engine's own threads are than ours: they tidy up for tens of milliseconds at a time, and whoever waits for an
+/// answer should not wait for that. Not so nice that writers, who wait when tidying falls far behind, would be the ones that suffer.
+const NICER: i32 = 5;
+
+/// Runs `open` on a thread of lower priority: the threads that the engine starts inherit that (Linux; elsewhere it may be the whole process
+/// that the system asks about, so there it is left alone).
+fn in_the_background<T: Send>(open: impl FnOnce() -> T + Send) -> T {
+    let run = || {
+        #[cfg(target_os = "linux")]
+        if let Err(error) = rustix::process::nice(NICER) {
+            tracing::debug!(%error, "the store's own threads keep their priority");
+        }
+        open()
+    };
+    std::thread::scope(|scope| match scope.spawn(run).join() {
+        Ok(opened) => opened,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
 }
 
 /// The error for a directory that the system doesn't let us use.

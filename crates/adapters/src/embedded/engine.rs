@@ -174,7 +174,7 @@ impl Engine {
             self.queue.send(request).await.map_err(|_| closed())?;
             answer.await.map_err(|_| closed())?
         };
-        let span = tracing::info_span!(
+        let span = tracing::debug_span!(
             "embedded.commit",
             otel.kind = "client",
             db.system.name = "carillon-embedded",

@@ -11,7 +11,7 @@ use super::{
 };
 
 /// What this program writes.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 const KEY: &[u8] = b"format";
 
@@ -20,7 +20,24 @@ const KEY: &[u8] = b"format";
 pub(super) type Migration = fn(&Tables, &mut OwnedWriteBatch) -> fjall::Result<()>;
 
 /// The step from version `n + 1` to `n + 2` is at place `n`.
-pub(super) const MIGRATIONS: &[Migration] = &[super::format2::marks_by_room];
+pub(super) const MIGRATIONS: &[Migration] = &[super::format2::marks_by_room, keep_sent_ranges];
+
+/// There if [`Table::Sent`] may have rows as formats 1 and 2 wrote them, one per place, which are found by their prefix.
+const SENT_RANGES: &[u8] = b"sent_ranges";
+
+/// Rows of sends stay as they are: to rewrite them all at once would take as long, and as much memory, as there are messages.
+fn keep_sent_ranges(tables: &Tables, batch: &mut OwnedWriteBatch) -> fjall::Result<()> {
+    let any = tables.keyspace(Table::Sent).iter().next().is_some();
+    if any {
+        batch.insert(tables.keyspace(Table::Meta), SENT_RANGES, b"");
+    }
+    Ok(())
+}
+
+/// Whether there may be rows of sends that formats 1 and 2 wrote.
+pub(super) fn has_sent_ranges(tables: &Tables) -> fjall::Result<bool> {
+    tables.keyspace(Table::Meta).contains_key(SENT_RANGES)
+}
 
 /// Runs the steps that the store still lacks. Refuses a store that a newer program made.
 pub(super) fn bring_up_to_date(
@@ -98,8 +115,10 @@ pub(super) fn write_version(
 
 #[cfg(test)]
 mod tests {
+    use carillon_domain::{ClientMessageId, RoomId, Sequence, UserId};
+
     use super::*;
-    use crate::embedded::directory;
+    use crate::embedded::{codec, directory};
 
     /// OPS-06: steps run once, in order, and not again at the next start.
     #[test]
@@ -122,6 +141,7 @@ mod tests {
         let (database, tables, _directory) = directory::open(folder.path(), 1 << 20).unwrap();
         write_version(&database, &tables, 1).unwrap();
         let store = folder.path().join("store");
+        write_version(&database, &tables, 1).unwrap();
         for _ in 0..2 {
             bring_up_to_date(&database, &tables, &store, &[first, second]).unwrap();
             let value = tables.keyspace(Table::Meta).get(b"test").unwrap().unwrap();
@@ -141,11 +161,37 @@ mod tests {
         let (database, tables, _directory) = directory::open(folder.path(), 1 << 20).unwrap();
         write_version(&database, &tables, 1).unwrap();
         let store = folder.path().join("store");
+        write_version(&database, &tables, 1).unwrap();
         let error = bring_up_to_date(&database, &tables, &store, &[fails]).unwrap_err();
         assert_eq!(error.code, ErrorCode::Unavailable);
         assert!(error.detail.contains(&folder.path().display().to_string()));
         assert!(tables.keyspace(Table::Meta).get(b"test").unwrap().is_none());
         assert_eq!(read_version(&tables, &store).unwrap(), Some(1));
+    }
+
+    /// OPS-06, promise 3: sends that format 1 stored are found by the new way of looking for them too, also at a later start.
+    #[tokio::test]
+    async fn sends_of_format_1_are_found() {
+        let (sender, room) = (UserId::new(), RoomId::new());
+        let id = ClientMessageId("old".to_owned());
+        let folder = tempfile::tempdir().unwrap();
+        let (database, tables, directory) = directory::open(folder.path(), 1 << 20).unwrap();
+        let mut batch = database.batch();
+        let mut key = codec::sent_key(sender, &id);
+        key.extend_from_slice(&codec::place(room, Sequence(7)));
+        batch.insert(tables.keyspace(Table::Sent), key, b"");
+        batch.commit().unwrap();
+        write_version(&database, &tables, 1).unwrap();
+        database.persist(PersistMode::SyncAll).unwrap();
+        drop((database, tables, directory));
+        for _ in 0..2 {
+            let stores = crate::embedded::open(folder.path()).unwrap();
+            let found = stores.log.find_sent(sender, &id).await.unwrap();
+            assert_eq!(found, [(room, Sequence(7))]);
+            let longer = ClientMessageId("older".to_owned());
+            assert_eq!(stores.log.find_sent(sender, &longer).await.unwrap(), []);
+            stores.close().await.unwrap();
+        }
     }
 
     /// OPS-06: an older program doesn't touch a newer store.

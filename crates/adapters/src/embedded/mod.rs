@@ -101,6 +101,7 @@ pub fn open(directory: &Path) -> Result<Stores> {
 /// [`open`] with options.
 pub fn open_with(directory: &Path, options: Options) -> Result<Stores> {
     let (database, tables, directory) = directory::open(directory, options.cache_bytes)?;
+    let has_sent_ranges = format::has_sent_ranges(&tables).map_err(engine::failed)?;
     let engine = Engine::start(database, tables, directory, options.clock)?;
     Ok(Stores {
         accounts: Arc::new(accounts::Accounts(engine.clone())),
@@ -108,7 +109,10 @@ pub fn open_with(directory: &Path, options: Options) -> Result<Stores> {
         ephemeral: Arc::new(ephemeral::EphemeralValues(engine.clone())),
         people: Arc::new(people::People(engine.clone())),
         rooms: Arc::new(rooms::Rooms(engine.clone())),
-        log: Arc::new(room_log::Logs(engine.clone())),
+        log: Arc::new(room_log::Logs {
+            engine: engine.clone(),
+            has_sent_ranges,
+        }),
         bus: Arc::new(bus::LocalBus::default()),
         registry: Arc::new(registry::LocalRegistry::default()),
         presence: Arc::new(presence::LocalPresence::new(engine.clone())),

@@ -21,8 +21,8 @@ use fjall::Slice;
 use super::{
     at_most,
     codec::{
-        self, MarkedBy, event_key, numbers, pair, place, read_event, read_floor, read_member,
-        read_numbers, read_place, sent_prefix, slot_and_sequence, tagged,
+        self, MarkedBy, PLACE_BYTES, event_key, numbers, pair, place, read_event, read_floor,
+        read_member, read_numbers, read_place, sent_key, slot_and_sequence, tagged,
     },
     engine::{Durability, Engine, Transaction, View},
     rooms,
@@ -35,7 +35,11 @@ const PAGE: u64 = 1_000;
 const CANDIDATES: usize = 64;
 
 /// The logs of all rooms.
-pub(super) struct Logs(pub(super) Arc<Engine>);
+pub(super) struct Logs {
+    pub(super) engine: Arc<Engine>,
+    /// [`super::format::has_sent_ranges`].
+    pub(super) has_sent_ranges: bool,
+}
 
 /// An event, ready to be written.
 struct Encoded {
@@ -52,7 +56,7 @@ struct Head {
 #[async_trait]
 impl RoomLog for Logs {
     async fn acquire(&self, partition: Partition, _owner: &ReplicaId) -> Result<Epoch> {
-        self.0
+        self.engine
             .commit(Durability::Synced, move |transaction| {
                 let row = transaction.get(Table::Meta, epoch_key(partition))?;
                 let epoch = read_epoch(row.as_deref())?.0 + 1;
@@ -63,7 +67,7 @@ impl RoomLog for Logs {
     }
 
     async fn open(&self, room: RoomId, epoch: Epoch) -> Result<OpenRoom> {
-        let view = self.0.view();
+        let view = self.engine.view();
         let row = view.get(Table::Meta, epoch_key(Partition::of_room(room)))?;
         if read_epoch(row.as_deref())? != epoch {
             return Err(superseded());
@@ -88,7 +92,7 @@ impl RoomLog for Logs {
     }
 
     async fn check(&self, partition: Partition, epoch: Epoch) -> Result<()> {
-        let row = self.0.view().get(Table::Meta, epoch_key(partition))?;
+        let row = self.engine.view().get(Table::Meta, epoch_key(partition))?;
         if read_epoch(row.as_deref())? != epoch {
             return Err(superseded());
         }
@@ -109,7 +113,7 @@ impl RoomLog for Logs {
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        self.0
+        self.engine
             .commit(Durability::Synced, move |transaction| {
                 let row = transaction.get(Table::Meta, epoch_key(partition))?;
                 if read_epoch(row.as_deref())? != epoch {
@@ -121,7 +125,7 @@ impl RoomLog for Logs {
     }
 
     async fn raise_floor(&self, room: RoomId, floor: Floor) -> Result<()> {
-        self.0
+        self.engine
             .commit(Durability::Synced, move |transaction| {
                 let row = transaction.get(Table::RoomIndex, floor_key(room))?;
                 let (stands, purged) = read_floor(row.as_deref())?;
@@ -135,21 +139,24 @@ impl RoomLog for Logs {
     }
 
     async fn purge(&self, room: RoomId, _fences: &[Fence], below: Sequence) -> Result<bool> {
-        let row = self.0.view().get(Table::RoomIndex, floor_key(room))?;
+        let row = self.engine.view().get(Table::RoomIndex, floor_key(room))?;
         let (floor, from) = read_floor(row.as_deref())?;
         let end = floor.first.min(below);
         let to = end.min(Sequence(from.0.saturating_add(PAGE)));
         if from >= to {
             return Ok(false);
         }
-        let keys = self
-            .0
+        let (keys, sent) = self
+            .engine
             .read(PAGE as usize, move |view| purged_rows(view, room, from, to))
             .await?;
-        self.0
+        self.engine
             .commit(Durability::Synced, move |transaction| {
                 for (table, key) in keys {
                     transaction.remove(table, key);
+                }
+                for (key, place) in sent {
+                    forget_sent(transaction, key, place)?;
                 }
                 let row = transaction.get(Table::RoomIndex, floor_key(room))?;
                 let (floor, _) = read_floor(row.as_deref())?;
@@ -171,7 +178,7 @@ impl RoomLog for Logs {
         let Some(places) = places(from, to)? else {
             return Ok(Vec::new());
         };
-        self.0
+        self.engine
             .read(places, move |view| {
                 let mut events: Vec<RoomEvent> = Vec::with_capacity(places);
                 for row in view.range(
@@ -204,7 +211,7 @@ impl RoomLog for Logs {
         let Some(places) = places(from, to)? else {
             return Ok(Vec::new());
         };
-        self.0
+        self.engine
             .read(places, move |view| {
                 let mut messages: Vec<StoredMessage> = Vec::new();
                 for row in view.range(
@@ -241,17 +248,27 @@ impl RoomLog for Logs {
         if id.0.len() > ClientMessageId::MAX_LEN {
             return Ok(Vec::new());
         }
-        let prefix = sent_prefix(sender, id);
-        self.0
-            .view()
-            .after(Table::Sent, &prefix, None)
-            .take(CANDIDATES)
-            .map(|row| read_place(row?.0.get(prefix.len()..).unwrap_or_default()))
-            .collect()
+        let key = sent_key(sender, id);
+        let view = self.engine.view();
+        // One row, so that the filters of the files are asked, which a range would have to open: most ids are new.
+        let mut found = match view.get(Table::Sent, &key)? {
+            Some(row) => row
+                .chunks(PLACE_BYTES)
+                .map(read_place)
+                .collect::<Result<Vec<_>>>()?,
+            None => Vec::new(),
+        };
+        if self.has_sent_ranges {
+            let rows = view.after(Table::Sent, &key, Some(&[]));
+            for row in rows.take(CANDIDATES - found.len().min(CANDIDATES)) {
+                found.push(read_place(row?.0.get(key.len()..).unwrap_or_default())?);
+            }
+        }
+        Ok(found)
     }
 
     async fn find_message(&self, id: MessageId) -> Result<Option<(RoomId, Sequence)>> {
-        self.0
+        self.engine
             .view()
             .get(Table::Messages, id.0.as_bytes())?
             .map(|row| read_place(&row))
@@ -259,14 +276,13 @@ impl RoomLog for Logs {
     }
 }
 
+/// Rows that go as a whole, and keys of sends with the place that they lose.
+type Purged = (Vec<(Table, Slice)>, Vec<(Vec<u8>, [u8; PLACE_BYTES])>);
+
 /// Every row of what lies at `from..to`. The event that deleted its room says so for ever.
-fn purged_rows(
-    view: &View<'_>,
-    room: RoomId,
-    from: Sequence,
-    to: Sequence,
-) -> Result<Vec<(Table, Slice)>> {
+fn purged_rows(view: &View<'_>, room: RoomId, from: Sequence, to: Sequence) -> Result<Purged> {
     let mut keys: Vec<(Table, Slice)> = Vec::new();
+    let mut all_sent = Vec::new();
     for row in view.range(
         Table::Events,
         event_key(room, from, Sequence::ZERO),
@@ -282,9 +298,8 @@ fn purged_rows(
                 draft,
                 mentions,
             } => {
-                let mut sent = sent_prefix(event.actor, &draft.client_message_id);
-                sent.extend_from_slice(&place(room, sequence));
-                keys.push((Table::Sent, sent.into()));
+                let sent = sent_key(event.actor, &draft.client_message_id);
+                all_sent.push((sent, place(room, sequence)));
                 keys.push((Table::Messages, id.0.as_bytes().into()));
                 keys.push((Table::RoomIndex, rooms::deleted_key(room, sequence).into()));
                 let mentions = rooms::mention_keys(room, sequence, mentions);
@@ -296,7 +311,38 @@ fn purged_rows(
         debug_assert!(slot <= sequence);
         keys.push((Table::Events, key));
     }
-    Ok(keys)
+    Ok((keys, all_sent))
+}
+
+/// The sender used the id at other places too, or nowhere else.
+fn forget_sent(
+    transaction: &mut Transaction<'_>,
+    key: Vec<u8>,
+    place: [u8; PLACE_BYTES],
+) -> Result<()> {
+    // As older formats wrote it.
+    let of_its_own = [key.as_slice(), &place].concat();
+    if transaction
+        .get(Table::Sent, of_its_own.as_slice())?
+        .is_some()
+    {
+        transaction.remove(Table::Sent, of_its_own);
+    }
+    let Some(row) = transaction.get(Table::Sent, key.as_slice())? else {
+        return Ok(());
+    };
+    let others: Vec<u8> = row
+        .chunks(PLACE_BYTES)
+        .filter(|other| **other != place)
+        .flatten()
+        .copied()
+        .collect();
+    if others.is_empty() {
+        transaction.remove(Table::Sent, key);
+    } else if others.len() < row.len() {
+        transaction.put(Table::Sent, key, others);
+    }
+    Ok(())
 }
 
 /// How many places `from..=to` has; `None` if none.
@@ -400,9 +446,13 @@ fn project(transaction: &mut Transaction<'_>, event: &RoomEvent) -> Result<()> {
             mentions,
         } => {
             rooms::index_mentions(transaction, event.room, event.sequence, mentions);
-            let mut sent = sent_prefix(event.actor, &draft.client_message_id);
-            sent.extend_from_slice(&place);
-            transaction.put(Table::Sent, sent, *b"");
+            let key = sent_key(event.actor, &draft.client_message_id);
+            let row = transaction.get(Table::Sent, key.as_slice())?;
+            let mut places = row.map_or_else(Vec::new, |row| row.to_vec());
+            if places.len() < CANDIDATES * PLACE_BYTES {
+                places.extend_from_slice(&place);
+                transaction.put(Table::Sent, key, places);
+            }
             transaction.put(Table::Messages, *id.0.as_bytes(), place);
         }
         EventBody::Joined { user, role } => {

@@ -30,7 +30,7 @@ pub(super) enum Table {
     Events,
     /// Room → last sequence, messages.
     Heads,
-    /// Sender, client message id, room, sequence → nothing.
+    /// Sender, client message id → rooms and sequences. In a store that an older format wrote also: the same, room, sequence → nothing.
     Sent,
     /// Message → room, sequence.
     Messages,

@@ -1,6 +1,10 @@
 //! The loop over a share of the topics.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use carillon_domain::{
     UserId,
@@ -61,23 +65,34 @@ impl Lane {
 }
 
 /// Works on what the bus delivers until the hub stops. What is there already is handed out before the sockets are woken, so that
-/// frames for one socket leave in one write.
+/// frames for one socket leave in one write; and while waking them takes much of the time, a little more is gathered first.
 pub async fn run(inner: Arc<Inner>, lane: usize, mut items: BoxStream<'static, BusItem>) {
     let mut delivery = Delivery {
         at_once: inner.events_at_once(),
         events: 0,
         writers: Writers::default(),
+        pace: Pace::default(),
     };
     while !inner.stop.is_cancelled() {
         let next = match items.next().now_or_never() {
             Some(item) => item,
-            None => {
-                delivery.wake().await;
-                tokio::select! {
+            None => match delivery.pause() {
+                Some(pause) => tokio::select! {
                     item = items.next() => item,
+                    () = tokio::time::sleep(pause) => {
+                        delivery.wake().await;
+                        continue;
+                    }
                     () = inner.stop.cancelled() => return,
+                },
+                None => {
+                    delivery.wake().await;
+                    tokio::select! {
+                        item = items.next() => item,
+                        () = inner.stop.cancelled() => return,
+                    }
                 }
-            }
+            },
         };
         match next {
             Some(BusItem::Message { payload, .. }) => match Signal::decode(&payload) {
@@ -103,6 +118,7 @@ struct Delivery {
     at_once: usize,
     events: usize,
     writers: Writers,
+    pace: Pace,
 }
 
 impl Delivery {
@@ -115,9 +131,60 @@ impl Delivery {
         }
     }
 
+    /// How long to gather more before the sockets that wait are woken.
+    fn pause(&mut self) -> Option<Duration> {
+        if self.writers.is_empty() {
+            return None;
+        }
+        self.pace.pause(Instant::now())
+    }
+
     async fn wake(&mut self) {
         self.events = 0;
+        if self.writers.is_empty() {
+            return;
+        }
+        let began = Instant::now();
         self.writers.wake().await;
+        self.pace.spent(began, Instant::now());
+    }
+}
+
+/// Keeps a lane from spending its time on waking sockets for a frame each, when a few frames later each could be told of all of
+/// them with the same effort: half a saturated gateway's load would otherwise keep it as busy as the whole.
+#[derive(Default)]
+struct Pace {
+    /// Time spent, less what was earned since. Waking takes turns with whatever else the process does, so that this grows while
+    /// it is busy, and hardly while it isn't.
+    debt: Duration,
+    settled: Option<Instant>,
+}
+
+impl Pace {
+    /// Debt that nobody waits for.
+    const FREE: Duration = Duration::from_millis(1);
+    /// The longest wait.
+    const LONGEST: Duration = Duration::from_millis(5);
+    /// Waking may take one moment for this many of everything else.
+    const OTHERS: u32 = 2;
+
+    fn pause(&mut self, now: Instant) -> Option<Duration> {
+        self.settle(now);
+        (self.debt > Self::FREE).then(|| (self.debt * Self::OTHERS).min(Self::LONGEST))
+    }
+
+    fn spent(&mut self, began: Instant, ended: Instant) {
+        self.settle(began);
+        self.debt = (self.debt + ended.duration_since(began)).min(Self::LONGEST);
+        self.settled = Some(ended);
+    }
+
+    fn settle(&mut self, now: Instant) {
+        let since = self
+            .settled
+            .map_or(Duration::ZERO, |settled| now.duration_since(settled));
+        self.debt = self.debt.saturating_sub(since / Self::OTHERS);
+        self.settled = Some(now);
     }
 }
 
@@ -222,4 +289,39 @@ async fn receive_again(inner: &Arc<Inner>, lane: usize) -> Option<BoxStream<'sta
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RT-06: a lane gathers frames only while waking takes much of its time, and never for long.
+    #[test]
+    fn waking_takes_a_share_of_the_time() {
+        let start = Instant::now();
+        let at = |micros| start + Duration::from_micros(micros);
+        let mut idle = Pace::default();
+        for n in 0..1_000 {
+            assert_eq!(idle.pause(at(n * 1_000)), None);
+            idle.spent(at(n * 1_000), at(n * 1_000 + 300));
+        }
+        let mut busy = Pace::default();
+        let (mut now, mut woken, mut paused) = (0, 0, 0);
+        while now < 1_000_000 {
+            match busy.pause(at(now)) {
+                Some(pause) => {
+                    assert!(pause <= Pace::LONGEST);
+                    paused += 1;
+                    now += pause.as_micros() as u64;
+                }
+                None => {
+                    busy.spent(at(now), at(now + 400));
+                    woken += 400;
+                    now += 410;
+                }
+            }
+        }
+        assert!(paused > 0);
+        assert!((300_000..370_000).contains(&woken), "{woken} of {now} µs");
+    }
 }

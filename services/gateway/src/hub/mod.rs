@@ -324,7 +324,7 @@ impl Drop for Connection {
 impl Inner {
     /// Events that are handed out before the sockets get their turn to write them: only a part of what a queue holds.
     fn events_at_once(&self) -> usize {
-        (self.send_buffer / 8).clamp(1, 32)
+        (self.send_buffer / 4).clamp(1, 64)
     }
 
     fn lane_of(&self, partition: Partition) -> &Lane {

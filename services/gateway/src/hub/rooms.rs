@@ -8,10 +8,12 @@ use std::{
 use carillon_domain::{RoomId, Sequence, UserId, event::RoomEvent, signal::Topic};
 use indexmap::IndexMap;
 use parking_lot::Mutex;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::{Inner, socket::Socket, writers::Writers};
-use crate::{metrics, wire};
+use crate::{
+    metrics,
+    wire::{self, Frame},
+};
 
 /// The rooms of a lane that somebody follows or is about to follow.
 #[derive(Default)]
@@ -192,7 +194,7 @@ impl RoomTable {
 
     /// A frame about a person for every follower, shed first by those who are behind. What it means to the person's own sockets
     /// is another question.
-    pub fn broadcast(&self, room: RoomId, frame: &Utf8Bytes, person: UserId, own: Own) {
+    pub fn broadcast(&self, room: RoomId, frame: &Frame, person: UserId, own: Own) {
         let rooms = self.0.lock();
         let Some(room) = rooms.get(&room) else {
             return;

@@ -2,18 +2,18 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    sync::atomic::{AtomicU16, Ordering},
+    sync::atomic::{AtomicBool, AtomicU16, Ordering},
     task::Waker,
 };
 
+use bytes::Bytes;
 use carillon_domain::{RoomId, UserId, account::Identity, presence::PresenceState};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::{catch_up::CatchUps, hidden::HiddenPeople};
-use crate::metrics;
+use crate::{metrics, wire::Frame};
 
 /// Why a socket is closed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,6 +60,9 @@ impl CloseCode {
     }
 }
 
+/// How many times its capacity a queue may hold while the connection takes what it is given.
+const WITH_PATIENCE: usize = 8;
+
 /// See the module's documentation.
 pub struct Socket {
     id: u64,
@@ -68,7 +71,9 @@ pub struct Socket {
     identity: Mutex<Identity>,
     presence: Mutex<PresenceState>,
     capacity: usize,
-    queue: Mutex<VecDeque<Utf8Bytes>>,
+    queue: Mutex<VecDeque<Frame>>,
+    /// The connection took everything that it was given last: what waits then waits for our own task.
+    takes: AtomicBool,
     /// The code it shall be closed with; 0 while open. The first one stands.
     close: AtomicU16,
     /// The task that writes.
@@ -117,6 +122,7 @@ impl Socket {
             presence: Mutex::new(PresenceState::Online),
             capacity,
             queue: Mutex::default(),
+            takes: AtomicBool::new(false),
             close: AtomicU16::new(0),
             writer: AtomicWaker::new(),
             drained: Notify::new(),
@@ -167,7 +173,7 @@ impl Socket {
     // === the queue ===
 
     /// Queues a frame that must arrive. A full queue means that the client is too slow: it is closed, and resumes later.
-    pub fn push(&self, frame: Utf8Bytes) {
+    pub fn push(&self, frame: Frame) {
         if let Some(writer) = self.push_quietly(frame) {
             writer.wake();
         }
@@ -175,12 +181,12 @@ impl Socket {
 
     /// The same, but leaves it to the caller to wake the task that writes; soon, for nobody else will. `None` if it is awake, or
     /// about to be woken.
-    pub fn push_quietly(&self, frame: Utf8Bytes) -> Option<Waker> {
+    pub fn push_quietly(&self, frame: Frame) -> Option<Waker> {
         let mut queue = self.queue.lock();
         if self.is_closed() {
             return None;
         }
-        if queue.len() >= self.capacity {
+        if queue.len() >= self.longest() {
             drop(queue);
             self.close(CloseCode::TooSlow);
             return None;
@@ -190,8 +196,18 @@ impl Socket {
         self.writer.take()
     }
 
+    /// How many frames may wait. A client isn't slow because its socket's task didn't get its turn yet: while the connection takes
+    /// whatever it is given, more may wait; references to what other sockets hold too, and bounded all the same.
+    fn longest(&self) -> usize {
+        if self.takes.load(Ordering::Relaxed) {
+            self.capacity.saturating_mul(WITH_PATIENCE)
+        } else {
+            self.capacity
+        }
+    }
+
     /// Queues a frame that may be lost: dropped when the queue is more than half full.
-    pub fn push_ephemeral(&self, frame: Utf8Bytes) {
+    pub fn push_ephemeral(&self, frame: Frame) {
         let mut queue = self.queue.lock();
         if self.is_closed() {
             return;
@@ -207,14 +223,14 @@ impl Socket {
     }
 
     /// Queues the answer to a request. Bounded by the requests under way, and by [`Socket::is_full`], which stops reading.
-    pub fn push_reply(&self, frame: Utf8Bytes) {
+    pub fn push_reply(&self, frame: Frame) {
         self.queue.lock().push_back(frame);
         self.writer.wake();
     }
 
     /// Queues a frame of a catch-up with a room once half of the queue is free, which leaves the other half for live events. False
     /// when the socket was closed or may not follow the room any more.
-    pub async fn push_when_free(&self, room: RoomId, frame: Utf8Bytes) -> bool {
+    pub async fn push_when_free(&self, room: RoomId, frame: Frame) -> bool {
         loop {
             let drained = self.drained.notified();
             tokio::pin!(drained);
@@ -239,15 +255,32 @@ impl Socket {
         true
     }
 
-    /// Takes the next frame.
-    pub fn pop(&self) -> Option<Utf8Bytes> {
+    /// Takes up to `most` frames; how many.
+    pub fn take(&self, frames: &mut VecDeque<Bytes>, most: usize) -> usize {
         let mut queue = self.queue.lock();
-        let frame = queue.pop_front();
+        let taken = queue.len().min(most);
+        frames.extend(queue.drain(..taken).map(Frame::into_bytes));
         // A burst must not leave its memory with an idle socket.
         if queue.is_empty() && queue.capacity() > 32 {
             *queue = VecDeque::new();
         }
-        frame
+        taken
+    }
+
+    /// Forgets what waits.
+    pub fn clear(&self) {
+        *self.queue.lock() = VecDeque::new();
+    }
+
+    /// Takes the next frame.
+    #[cfg(test)]
+    pub fn pop(&self) -> Option<Frame> {
+        self.queue.lock().pop_front()
+    }
+
+    /// Says whether the connection took everything that it was given.
+    pub fn set_takes(&self, takes: bool) {
+        self.takes.store(takes, Ordering::Relaxed);
     }
 
     /// Call after taking frames.

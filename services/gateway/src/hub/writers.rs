@@ -13,6 +13,10 @@ const AT_ONCE: usize = 64;
 pub struct Writers(Vec<Waker>);
 
 impl Writers {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Wakes all of them, and lets others have their turn in between.
     pub async fn wake(&mut self) {
         // From the end: what is left, if this future is dropped, is woken by `drop`.

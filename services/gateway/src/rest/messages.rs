@@ -144,8 +144,7 @@ pub async fn events(
         .events
         .iter()
         .map(|event| {
-            RawValue::from_string(wire::event_frame(event).as_str().to_owned())
-                .map_err(Error::internal)
+            RawValue::from_string(wire::event_frame(event).to_string()).map_err(Error::internal)
         })
         .collect::<Result<Vec<_>, _>>()?;
     let next = page

@@ -1,5 +1,6 @@
-//! WebSocket: the handshake (`upgrade`), the conversation (`session`) and its requests (`requests`).
+//! WebSocket: the handshake (`upgrade`), the conversation (`session`), its requests (`requests`), and how frames are written (`joined`).
 
+mod joined;
 mod requests;
 mod session;
 mod upgrade;

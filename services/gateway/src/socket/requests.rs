@@ -13,7 +13,6 @@ use futures::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tracing::Instrument;
 
 use crate::{
@@ -22,7 +21,7 @@ use crate::{
     hub::{Hub, MAX_ROOMS},
     usecases,
     wire::{
-        self, Ack, ActivityPayload, AuthPayload, DeliveredJson, EditPayload, EmptyPayload,
+        self, Ack, ActivityPayload, AuthPayload, DeliveredJson, EditPayload, EmptyPayload, Frame,
         MessageAck, MessagePayload, PlaceJson, ReadJson, ReadPayload, RequestId, RoomPayload,
         SendPayload,
     },
@@ -211,7 +210,7 @@ fn parse_payload<T: DeserializeOwned>(payload: Option<&RawValue>) -> Result<T> {
 /// What came of a request.
 pub enum Outcome {
     /// An answer, if the request had an id or failed.
-    Answer(Option<Utf8Bytes>),
+    Answer(Option<Frame>),
     /// A token was accepted: the session goes on until it ends.
     Authenticated {
         id: Option<RequestId>,

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    future::Future,
+    future::{Future, poll_fn},
     ops::ControlFlow,
     pin::Pin,
     sync::Arc,
@@ -29,30 +29,33 @@ use tokio_tungstenite::{
     },
 };
 
-use super::requests::{self, Call, Context, Kind, Outcome, Resolving, SendTo};
+use super::{
+    joined::{self, Joined},
+    requests::{self, Call, Context, Kind, Outcome, Resolving, SendTo},
+};
 use crate::{
     gateway::App,
     hub::{CloseCode, Connection, Socket},
     metrics, usecases,
-    wire::{self, Ack, ClientFrame, RequestId},
+    wire::{self, Ack, ClientFrame, Frame, RequestId},
 };
 
 /// Read buffer of a socket: it stays with an idle socket. Longer frames get their own memory while they arrive.
 const READ_BUFFER: usize = 2 * 1024;
-/// Frames are joined up to this size before they are written.
+/// What the library writes is small: see [`Joined`] for the rest.
 const WRITE_BUFFER: usize = 4 * 1024;
 /// How long a closing handshake may take.
 const CLOSING: Duration = Duration::from_millis(1500);
 /// The same with a client that is too slow: what it was sent before is in the way, and it must learn that it should resume.
 const CLOSING_SLOW: Duration = Duration::from_secs(15);
-/// Frames read or written before the task lets others run.
+/// Rounds of reading and writing before the task lets others run.
 const BUDGET: usize = 32;
 /// Malformed or unknown frames in a row that are answered before the socket is closed.
 const BAD_FRAMES: u8 = 10;
 /// Frames refused by the limit in a row that are answered before the socket is closed.
 const REFUSED_FRAMES: u16 = 100;
 
-type Ws = WebSocketStream<TokioIo<Upgraded>>;
+type Ws = WebSocketStream<Joined<TokioIo<Upgraded>>>;
 
 /// How a socket ends.
 struct End {
@@ -143,8 +146,8 @@ async fn establish(
         .write_buffer_size(WRITE_BUFFER)
         .max_message_size(Some(app.options.max_frame_bytes))
         .max_frame_size(Some(app.options.max_frame_bytes));
-    let mut ws =
-        WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
+    let stream = Joined::new(TokioIo::new(upgraded));
+    let mut ws = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
 
     let (identity, id, resume) = match identity {
         Some(identity) => (identity, None, HashMap::new()),
@@ -180,7 +183,7 @@ async fn establish(
         Err(error) => {
             let error = usecases::shown(error);
             let frame = wire::error_frame(id.as_ref(), &error, None);
-            let _ = tokio::time::timeout(CLOSING, ws.send(Message::Text(frame))).await;
+            let _ = tokio::time::timeout(CLOSING, ws.send(sent_alone(&frame))).await;
             let (code, reason) = match error.code {
                 // Revoked since the token was checked.
                 ErrorCode::Unauthenticated => {
@@ -210,13 +213,18 @@ async fn establish(
     Ok(Box::new(Session::new(app, ws, connection, identity)))
 }
 
+/// A frame for the library, which makes a header of its own.
+fn sent_alone(frame: &Frame) -> Message {
+    Message::text(&**frame)
+}
+
 type First = (Identity, Option<RequestId>, HashMap<RoomId, Sequence>);
 
 /// Waits for a valid `auth` message. An error is the close code.
 async fn authenticate(app: &App, ws: &mut Ws) -> Result<First, u16> {
     let gone = CloseCode::Unauthenticated as u16;
     let required = wire::reply("auth_required", None, serde_json::json!({}));
-    ws.send(Message::Text(required)).await.map_err(|_| 0u16)?;
+    ws.send(sent_alone(&required)).await.map_err(|_| 0u16)?;
     let mut bad = 0;
     while let Some(message) = ws.next().await {
         let text = match message {
@@ -233,7 +241,7 @@ async fn authenticate(app: &App, ws: &mut Ws) -> Result<First, u16> {
         let error = match parsed {
             Ok((_, Call::Ping)) => {
                 let pong = wire::pong(id.as_ref(), app.services.clock.now());
-                ws.send(Message::Text(pong)).await.map_err(|_| 0u16)?;
+                ws.send(sent_alone(&pong)).await.map_err(|_| 0u16)?;
                 continue;
             }
             Ok((_, Call::Auth(auth))) => match auth.token {
@@ -247,7 +255,7 @@ async fn authenticate(app: &App, ws: &mut Ws) -> Result<First, u16> {
             Err(error) => error,
         };
         let frame = wire::error_frame(id.as_ref(), &error, None);
-        ws.send(Message::Text(frame)).await.map_err(|_| 0u16)?;
+        ws.send(sent_alone(&frame)).await.map_err(|_| 0u16)?;
         // A refused token ends it; while the verifier's store is away, and after a slip, one may try again.
         bad += 1;
         if error.code == ErrorCode::Unauthenticated || bad >= BAD_FRAMES {
@@ -303,6 +311,8 @@ struct Session {
     last_frame: Instant,
     expires: Instant,
     needs_flush: bool,
+    /// Answers were held back for one turn: see [`Session::step`].
+    held_back: bool,
     bad_frames: u8,
     refused_frames: u16,
 }
@@ -327,6 +337,7 @@ impl Session {
             last_frame: now,
             expires,
             needs_flush: false,
+            held_back: false,
             bad_frames: 0,
             refused_frames: 0,
             app,
@@ -340,6 +351,7 @@ impl Session {
     fn step(&mut self, cx: &mut TaskContext<'_>) -> Poll<End> {
         self.socket.set_writer(cx.waker());
         let mut budget = BUDGET;
+        let mut answered = false;
         loop {
             let mut progress = false;
             if let Some(code) = self.socket.close_code() {
@@ -352,10 +364,18 @@ impl Session {
             }
             if let Poll::Ready(flow) = self.advance_requests(cx) {
                 match flow {
-                    ControlFlow::Continue(()) => progress = true,
+                    ControlFlow::Continue(()) => (progress, answered) = (true, true),
                     ControlFlow::Break(end) => return Poll::Ready(end),
                 }
             }
+            if answered && !self.held_back {
+                // What was answered has an event, as a rule, which is on its way to this socket too: after one turn of the others
+                // both leave in one write.
+                self.held_back = true;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.held_back = false;
             match self.write(cx) {
                 Ok(wrote) => progress |= wrote,
                 Err(()) => return Poll::Ready(End::gone(0)),
@@ -379,34 +399,34 @@ impl Session {
 
     /// Writes what waits, joined, as far as the connection takes it.
     fn write(&mut self, cx: &mut TaskContext<'_>) -> Result<bool, ()> {
-        let mut wrote = 0;
-        while wrote < BUDGET {
-            match Pin::new(&mut self.ws).poll_ready(cx) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(_)) => return Err(()),
-                Poll::Pending => break,
-            }
-            let Some(frame) = self.socket.pop() else {
-                break;
-            };
-            Pin::new(&mut self.ws)
-                .start_send(Message::Text(frame))
-                .map_err(|_| ())?;
-            self.needs_flush = true;
-            wrote += 1;
-        }
-        if wrote > 0 {
-            self.socket.frames_taken();
-        }
-        // While more waits, flushing would only make smaller writes.
-        if self.needs_flush && wrote < BUDGET {
+        // The library's frames and ours must not mix.
+        if self.needs_flush {
             match Pin::new(&mut self.ws).poll_flush(cx) {
                 Poll::Ready(Ok(())) => self.needs_flush = false,
                 Poll::Ready(Err(_)) => return Err(()),
-                Poll::Pending => {}
+                Poll::Pending => {
+                    self.socket.set_takes(false);
+                    return Ok(false);
+                }
             }
         }
-        Ok(wrote > 0)
+        let joined = self.ws.get_mut();
+        // What the connection didn't take the last time.
+        let mut written = joined.poll_frames(cx);
+        let mut taken = 0;
+        if written.is_ready() {
+            taken = self.socket.take(joined.add(), joined::AT_ONCE);
+            if taken > 0 {
+                self.socket.frames_taken();
+                written = joined.poll_frames(cx);
+            }
+        }
+        match written {
+            Poll::Ready(Ok(())) => self.socket.set_takes(true),
+            Poll::Ready(Err(_)) => return Err(()),
+            Poll::Pending => self.socket.set_takes(false),
+        }
+        Ok(taken > 0)
     }
 
     /// Reads one frame, unless the client should first take its answers.
@@ -648,16 +668,20 @@ impl Session {
         self.socket.close(CloseCode::Normal);
         if end.flush {
             let rest = async {
-                while let Some(frame) = self.socket.pop() {
-                    self.ws.feed(Message::Text(frame)).await?;
+                self.ws.flush().await?;
+                loop {
+                    let joined = self.ws.get_mut();
+                    if self.socket.take(joined.add(), joined::AT_ONCE) == 0 {
+                        return Ok::<(), tungstenite::Error>(());
+                    }
+                    poll_fn(|cx| joined.poll_frames(cx)).await?;
                 }
-                self.ws.flush().await
             };
             let _ = tokio::time::timeout(CLOSING, rest).await;
-        } else {
-            // What nobody will write must not stay until the other side has taken our goodbye.
-            while self.socket.pop().is_some() {}
         }
+        // What nobody will write must not stay until the other side has taken our goodbye.
+        self.socket.clear();
+        self.ws.get_mut().forget();
         if end.say_goodbye {
             goodbye(&mut self.ws, end.code, end.reason).await;
         }

@@ -11,9 +11,8 @@ use carillon_domain::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use super::{MentionsJson, RoomRulesJson, Time};
+use super::{Frame, MentionsJson, RoomRulesJson, Time};
 
 /// The id that a client gives to a request: a string of at most 64 bytes, or a whole number. It comes back as it was.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -54,22 +53,17 @@ struct ServerFrame<'a, P> {
     payload: P,
 }
 
-fn encode<P: Serialize>(frame_type: &'static str, id: Option<&RequestId>, payload: P) -> Utf8Bytes {
+fn encode<P: Serialize>(frame_type: &'static str, id: Option<&RequestId>, payload: P) -> Frame {
     let frame = ServerFrame {
         frame_type,
         id,
         payload,
     };
     // Plain structs with string keys: serialising them can only fail for a time beyond the year 9999.
-    serde_json::to_string(&frame).map_or_else(
-        |error| {
-            tracing::error!(%error, frame_type, "a frame could not be encoded");
-            Utf8Bytes::from_static(
-                r#"{"type":"error","payload":{"code":"internal","detail":"internal error"}}"#,
-            )
-        },
-        Utf8Bytes::from,
-    )
+    Frame::json(&frame).unwrap_or_else(|error| {
+        tracing::error!(%error, frame_type, "a frame could not be encoded");
+        Frame::text(r#"{"type":"error","payload":{"code":"internal","detail":"internal error"}}"#)
+    })
 }
 
 // === events of rooms ===
@@ -280,7 +274,7 @@ fn event_json(event: &RoomEvent) -> (&'static str, EventJson<'_>) {
 }
 
 /// An event as a frame.
-pub fn event_frame(event: &RoomEvent) -> Utf8Bytes {
+pub fn event_frame(event: &RoomEvent) -> Frame {
     let (frame_type, payload) = event_json(event);
     encode(frame_type, None, payload)
 }
@@ -288,7 +282,7 @@ pub fn event_frame(event: &RoomEvent) -> Utf8Bytes {
 // === signals ===
 
 /// `typing` or `stop_typing`.
-fn activity_frame(room: RoomId, user: UserId, activity: Activity, active: bool) -> Utf8Bytes {
+fn activity_frame(room: RoomId, user: UserId, activity: Activity, active: bool) -> Frame {
     #[derive(Serialize)]
     struct Payload {
         room_id: RoomId,
@@ -313,7 +307,7 @@ fn presence_frame(
     user: UserId,
     state: PresenceState,
     last_seen: Option<Timestamp>,
-) -> Utf8Bytes {
+) -> Frame {
     #[derive(Serialize)]
     struct Payload {
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -345,7 +339,7 @@ fn mark_frame(
     user: UserId,
     sequence: Sequence,
     time: Timestamp,
-) -> Utf8Bytes {
+) -> Frame {
     #[derive(Serialize)]
     struct Payload {
         room_id: RoomId,
@@ -366,7 +360,7 @@ fn mark_frame(
 }
 
 /// A signal to the followers of a room, or about a contact.
-pub fn signal(signal: &Signal) -> Option<Utf8Bytes> {
+pub fn signal(signal: &Signal) -> Option<Frame> {
     match *signal {
         Signal::Activity {
             room,
@@ -403,7 +397,7 @@ pub fn signal(signal: &Signal) -> Option<Utf8Bytes> {
 }
 
 /// `dm_created`.
-pub fn direct_created(room: RoomId, peer: UserId) -> Utf8Bytes {
+pub fn direct_created(room: RoomId, peer: UserId) -> Frame {
     #[derive(Serialize)]
     struct Payload {
         room_id: RoomId,
@@ -420,7 +414,7 @@ pub fn direct_created(room: RoomId, peer: UserId) -> Utf8Bytes {
 }
 
 /// `room_invited`: somebody asks the user to join a room.
-pub fn room_invited(room: RoomId, by: UserId) -> Utf8Bytes {
+pub fn room_invited(room: RoomId, by: UserId) -> Frame {
     #[derive(Serialize)]
     struct Payload {
         room_id: RoomId,
@@ -438,7 +432,7 @@ pub fn connection_ack(
     device: DeviceId,
     heartbeat_ms: u64,
     resume: &BTreeMap<RoomId, Sequence>,
-) -> Utf8Bytes {
+) -> Frame {
     #[derive(Serialize)]
     struct Payload<'a> {
         user_id: UserId,
@@ -459,7 +453,7 @@ pub fn connection_ack(
 }
 
 /// `resync`: too much was missed to be sent here; read `/rooms/{id}/events?after=from_sequence`.
-pub fn resync(room: RoomId, from: Sequence) -> Utf8Bytes {
+pub fn resync(room: RoomId, from: Sequence) -> Frame {
     #[derive(Serialize)]
     struct Payload {
         room_id: RoomId,
@@ -476,7 +470,7 @@ pub fn resync(room: RoomId, from: Sequence) -> Utf8Bytes {
 }
 
 /// `pong`, the answer to `ping`.
-pub fn pong(id: Option<&RequestId>, now: Timestamp) -> Utf8Bytes {
+pub fn pong(id: Option<&RequestId>, now: Timestamp) -> Frame {
     #[derive(Serialize)]
     struct Payload {
         time: Time,
@@ -485,11 +479,7 @@ pub fn pong(id: Option<&RequestId>, now: Timestamp) -> Utf8Bytes {
 }
 
 /// Any other frame: `ack` to a request, `auth_required` without one.
-pub fn reply<P: Serialize>(
-    frame_type: &'static str,
-    id: Option<&RequestId>,
-    payload: P,
-) -> Utf8Bytes {
+pub fn reply<P: Serialize>(frame_type: &'static str, id: Option<&RequestId>, payload: P) -> Frame {
     encode(frame_type, id, payload)
 }
 
@@ -506,7 +496,7 @@ pub enum Ack {
 }
 
 /// `error`, with the id of the request if it had one.
-pub fn error_frame(id: Option<&RequestId>, error: &Error, trace_id: Option<&str>) -> Utf8Bytes {
+pub fn error_frame(id: Option<&RequestId>, error: &Error, trace_id: Option<&str>) -> Frame {
     #[derive(Serialize)]
     struct Payload<'a> {
         code: &'a str,
@@ -551,7 +541,7 @@ mod tests {
     const MESSAGE: MessageId = MessageId(Uuid::from_u128(4));
     const NOW: Timestamp = Timestamp(1_790_000_000_123);
 
-    fn event(body: EventBody) -> Utf8Bytes {
+    fn event(body: EventBody) -> Frame {
         event_frame(&RoomEvent {
             room: ROOM,
             sequence: Sequence(7),
@@ -668,7 +658,7 @@ mod tests {
             error_frame(Some(&id), &error, Some("4bf92f3577b34da6a3ce929d0e0e4736")),
             error_frame(None, &limited, None),
         ];
-        let text: Vec<&str> = frames.iter().map(Utf8Bytes::as_str).collect();
+        let text: Vec<&str> = frames.iter().map(|frame| &**frame).collect();
         insta::assert_snapshot!(text.join("\n"));
     }
 
