@@ -508,6 +508,7 @@ impl SuiteArguments {
                 senders: 4,
                 windows: vec![16, 64, 128],
                 seconds: self.seconds,
+                same_load: fanout::SAME_LOAD,
                 content_bytes: CONTENT_BYTES,
                 messages: None,
             }),
@@ -538,6 +539,7 @@ impl StoreArguments {
                 pairs: self.pairs,
                 windows: vec![1, 8],
                 seconds,
+                same_load: sends::SAME_LOAD,
                 content_bytes: CONTENT_BYTES,
             }),
             Scenario::History(history::Options {

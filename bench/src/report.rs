@@ -99,6 +99,18 @@ impl Measurement {
         }
         self.figure("latency samples", histogram.len() as f64, Better::Neither);
     }
+
+    /// p50 and p99 of microseconds at a load that is the same for every subject.
+    pub fn latencies_at(&mut self, load: &str, histogram: &Histogram<u64>) {
+        for (name, quantile) in [("p50", 0.5), ("p99", 0.99)] {
+            let micros = histogram.value_at_quantile(quantile);
+            self.figure(
+                &format!("{name} ms at {load}"),
+                micros as f64 / 1_000.0,
+                Better::Lower,
+            );
+        }
+    }
 }
 
 // === impl Report ===

@@ -37,6 +37,9 @@ pub struct Options {
     /// Seconds per window, and of the run at half load
     #[arg(long, default_value_t = 10)]
     pub seconds: u64,
+    /// Deliveries/s of one more run after that at half load, the same for every server; 0 for none
+    #[arg(long, default_value_t = SAME_LOAD)]
+    pub same_load: f64,
     /// Bytes of a message's content
     #[arg(long, default_value_t = 100)]
     pub content_bytes: usize,
@@ -45,6 +48,8 @@ pub struct Options {
     pub messages: Option<u64>,
 }
 
+/// About half of what a hub does that writes each delivery by itself.
+pub const SAME_LOAD: f64 = 50_000.0;
 /// Messages under way, at most: the ring of counters.
 const RING: u64 = 1 << 16;
 /// Frames that a sender writes at once.
@@ -101,7 +106,7 @@ pub async fn run(
     let hall = gather(&town, setting, options, members, &people).await?;
     let saturation = saturate(&hall.board, &town, setting, options, &hall.senders).await?;
     let per_second = saturation.rate / 2.0 / members as f64;
-    half_load(&hall, &town, setting, options, per_second).await?;
+    at_load(&hall, &town, setting, options, per_second).await?;
 
     measurement.figure("deliveries/s, saturated", saturation.rate, Better::Higher);
     measurement.figure(
@@ -116,6 +121,13 @@ pub async fn run(
         Better::Neither,
     );
     measurement.latencies(&hall.board.latencies.lock());
+    if options.same_load > 0.0 {
+        *hall.board.latencies.lock() = pace::histogram();
+        let per_second = options.same_load / members as f64;
+        at_load(&hall, &town, setting, options, per_second).await?;
+        let load = format!("{:.0} deliveries/s", options.same_load);
+        measurement.latencies_at(&load, &hall.board.latencies.lock());
+    }
     measurement.checks = hall.checks();
     hall.close().await;
     Ok(measurement)
@@ -296,7 +308,7 @@ async fn send_closed_loop(board: Arc<Board>, writer: Writer, stop_at: Option<u64
 }
 
 /// Sends at a fixed rate and keeps the latencies, except of the first tenth.
-pub(super) async fn half_load(
+pub(super) async fn at_load(
     hall: &Hall,
     town: &Town,
     setting: &Setting<'_>,
@@ -321,7 +333,7 @@ pub(super) async fn half_load(
     setting
         .progress
         .wait(
-            &format!("half load, {per_second:.0} messages/s"),
+            &format!("{per_second:.0} messages/s"),
             town.patience(),
             &board.failures,
             || (board.sent.load(Relaxed), expected),

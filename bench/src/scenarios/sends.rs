@@ -32,10 +32,16 @@ pub struct Options {
     /// Seconds per window, and of the run at half load
     #[arg(long, default_value_t = 10)]
     pub seconds: u64,
+    /// Sends/s of one more run after that at half load, the same for every server; 0 for none
+    #[arg(long, default_value_t = SAME_LOAD)]
+    pub same_load: f64,
     /// Bytes of a message's content
     #[arg(long, default_value_t = 100)]
     pub content_bytes: usize,
 }
+
+/// About half of what a hub on PostgreSQL does that is written as such hubs are.
+pub const SAME_LOAD: f64 = 2_500.0;
 
 struct Board {
     stamper: Stamper,
@@ -124,7 +130,7 @@ pub async fn run(town: Arc<Town>, setting: &Setting<'_>, options: &Options) -> R
 
     let saturation = saturate(&board, &town, setting, options, &senders).await?;
     let per_second = saturation.rate / 2.0;
-    half_load(&board, &town, setting, options, &senders, per_second).await?;
+    at_load(&board, &town, setting, options, &senders, per_second).await?;
 
     measurement.figure(
         "acknowledged sends/s, saturated",
@@ -139,6 +145,13 @@ pub async fn run(town: Arc<Town>, setting: &Setting<'_>, options: &Options) -> R
     saturation.shares.note(&mut measurement);
     measurement.figure("sends/s at half load", per_second, Better::Neither);
     measurement.latencies(&board.latencies.lock());
+    if options.same_load > 0.0 {
+        *board.latencies.lock() = pace::histogram();
+        let per_second = options.same_load;
+        at_load(&board, &town, setting, options, &senders, per_second).await?;
+        let load = format!("{per_second:.0} sends/s");
+        measurement.latencies_at(&load, &board.latencies.lock());
+    }
 
     let mut audit = Audit::default();
     let mut span_count = 0;
@@ -257,7 +270,7 @@ async fn send_closed_loop(board: Arc<Board>, pair: Arc<Pair>, writer: Writer) ->
     }
 }
 
-async fn half_load(
+async fn at_load(
     board: &Arc<Board>,
     town: &Town,
     setting: &Setting<'_>,
@@ -284,7 +297,7 @@ async fn half_load(
     setting
         .progress
         .wait(
-            &format!("half load, {per_second:.0} sends/s"),
+            &format!("{per_second:.0} sends/s"),
             town.patience(),
             &board.failures,
             || (board.next_number.load(Relaxed), expected),

@@ -94,6 +94,7 @@ pub async fn run(town: Arc<Town>, setting: &Setting<'_>, options: &Options) -> R
         senders: options.senders,
         windows: options.windows.clone(),
         seconds: options.seconds,
+        same_load: 0.0,
         content_bytes: options.content_bytes,
         messages: None,
     };
@@ -110,7 +111,7 @@ pub async fn run(town: Arc<Town>, setting: &Setting<'_>, options: &Options) -> R
     };
 
     // Without, with, and without again: what changes on the machine meanwhile must not look like the work of the slow ones.
-    let load = async || fanout::half_load(&hall, &town, setting, &as_fanout, per_second).await;
+    let load = async || fanout::at_load(&hall, &town, setting, &as_fanout, per_second).await;
     load().await?;
     let mut without = std::mem::replace(&mut *hall.board.latencies.lock(), pace::histogram());
 
