@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use axum::Router;
-use tokio::{net::TcpListener, sync::OnceCell};
+use tokio::{
+    net::TcpListener,
+    sync::{OnceCell, Semaphore},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -18,6 +21,9 @@ use crate::{
 /// Everything handlers need; cheap to clone.
 pub type App = Arc<AppState>;
 
+/// See [`AppState::establishing`]: enough that waiting for stores costs a storm little time.
+const ESTABLISHING: usize = 64;
+
 /// See [`App`].
 pub struct AppState {
     pub options: GatewayOptions,
@@ -28,6 +34,9 @@ pub struct AppState {
     pub downloads: Transfers,
     pub origins: AllowedOrigins,
     pub jwks_json: String,
+    /// Sockets whose token is checked and whose rooms are listed at once: after a storm thousands come back together, and those
+    /// who stayed must not wait for all of them.
+    pub establishing: Semaphore,
     /// Made by the first socket, since it needs the bus.
     hub: OnceCell<Hub>,
     pub readiness: rest::Readiness,
@@ -80,6 +89,7 @@ impl Gateway {
                 downloads: Transfers::new(options.download_bytes_at_once),
                 origins: AllowedOrigins::new(&options.allowed_origins),
                 readiness: rest::Readiness::new(options.probes.clone()),
+                establishing: Semaphore::new(ESTABLISHING),
                 hub: OnceCell::new(),
                 draining: CancellationToken::new(),
                 options,

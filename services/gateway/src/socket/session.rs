@@ -19,6 +19,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::AsyncReadExt,
+    sync::SemaphorePermit,
     time::{Instant, Sleep},
 };
 use tokio_tungstenite::{
@@ -149,28 +150,26 @@ async fn establish(
     let stream = Joined::new(TokioIo::new(upgraded));
     let mut ws = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
 
-    let (identity, id, resume) = match identity {
-        Some(identity) => (identity, None, HashMap::new()),
-        None => {
-            let limit = app.options.auth_timeout;
-            let authenticated = tokio::select! {
-                outcome = tokio::time::timeout(limit, authenticate(&app, &mut ws)) => {
-                    outcome.unwrap_or(Err(CloseCode::Unauthenticated as u16))
-                }
-                () = app.draining() => Err(CloseCode::Drain as u16),
+    let first = async {
+        match identity {
+            Some(identity) => Ok((slot(&app).await?, identity, None, HashMap::new())),
+            None => authenticate(&app, &mut ws).await,
+        }
+    };
+    let first = tokio::select! {
+        first = first => first,
+        () = app.draining() => Err(CloseCode::Drain as u16),
+    };
+    let (slot, identity, id, resume) = match first {
+        Ok(first) => first,
+        Err(code) => {
+            let reason = if code == CloseCode::Drain as u16 {
+                CloseCode::Drain.reason()
+            } else {
+                CloseCode::Unauthenticated.reason()
             };
-            match authenticated {
-                Ok(first) => first,
-                Err(code) => {
-                    let reason = if code == CloseCode::Drain as u16 {
-                        CloseCode::Drain.reason()
-                    } else {
-                        CloseCode::Unauthenticated.reason()
-                    };
-                    goodbye(&mut ws, code, reason).await;
-                    return Err(code);
-                }
-            }
+            goodbye(&mut ws, code, reason).await;
+            return Err(code);
         }
     };
 
@@ -210,7 +209,13 @@ async fn establish(
         connection.start(),
     ));
     connection.follow();
-    Ok(Box::new(Session::new(app, ws, connection, identity)))
+    drop(slot);
+    Ok(Box::new(Session::new(
+        app.clone(),
+        ws,
+        connection,
+        identity,
+    )))
 }
 
 /// A frame for the library, which makes a header of its own.
@@ -218,15 +223,32 @@ fn sent_alone(frame: &Frame) -> Message {
     Message::text(&**frame)
 }
 
-type First = (Identity, Option<RequestId>, HashMap<RoomId, Sequence>);
+type First<'a> = (
+    SemaphorePermit<'a>,
+    Identity,
+    Option<RequestId>,
+    HashMap<RoomId, Sequence>,
+);
+
+/// A turn to be established. The error is the close code, when there are so many that another gateway may be quicker.
+async fn slot(app: &App) -> Result<SemaphorePermit<'_>, u16> {
+    match tokio::time::timeout(app.options.auth_timeout, app.establishing.acquire()).await {
+        Ok(Ok(slot)) => Ok(slot),
+        Ok(Err(_)) | Err(_) => Err(CloseCode::Drain as u16),
+    }
+}
 
 /// Waits for a valid `auth` message. An error is the close code.
-async fn authenticate(app: &App, ws: &mut Ws) -> Result<First, u16> {
+async fn authenticate<'a>(app: &'a App, ws: &mut Ws) -> Result<First<'a>, u16> {
     let gone = CloseCode::Unauthenticated as u16;
     let required = wire::reply("auth_required", None, serde_json::json!({}));
     ws.send(sent_alone(&required)).await.map_err(|_| 0u16)?;
     let mut bad = 0;
-    while let Some(message) = ws.next().await {
+    let deadline = Instant::now() + app.options.auth_timeout;
+    while let Some(message) = tokio::time::timeout_at(deadline, ws.next())
+        .await
+        .map_err(|_| gone)?
+    {
         let text = match message {
             Ok(Message::Text(text)) => text,
             Ok(Message::Ping(_) | Message::Pong(_)) => continue,
@@ -245,10 +267,13 @@ async fn authenticate(app: &App, ws: &mut Ws) -> Result<First, u16> {
                 continue;
             }
             Ok((_, Call::Auth(auth))) => match auth.token {
-                Some(token) => match app.services.verifier.verify_access(&token).await {
-                    Ok(identity) => return Ok((identity, id, auth.resume)),
-                    Err(error) => usecases::shown(error),
-                },
+                Some(token) => {
+                    let slot = slot(app).await?;
+                    match app.services.verifier.verify_access(&token).await {
+                        Ok(identity) => return Ok((slot, identity, id, auth.resume)),
+                        Err(error) => usecases::shown(error),
+                    }
+                }
                 None => Error::invalid("payload.token", "is required"),
             },
             Ok(_) => Error::unauthenticated("send auth first"),
