@@ -77,6 +77,12 @@ pub struct Gateway {
 }
 
 impl Gateway {
+    /// What it is made of.
+    #[cfg(test)]
+    pub(crate) fn app(&self) -> &App {
+        &self.app
+    }
+
     /// A gateway over these services. `jwks_json` is served at `/.well-known/jwks.json` as it is. Nothing is contacted yet.
     pub fn new(options: GatewayOptions, services: Services, jwks_json: String) -> Self {
         metrics::register();

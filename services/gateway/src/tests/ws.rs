@@ -16,11 +16,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Gateway, GatewayOptions,
+    gateway::App,
     testing::{SOON, Town, options, somebody, token},
 };
 
 struct Server {
     town: Arc<Town>,
+    app: App,
     address: SocketAddr,
     stop: CancellationToken,
     running: JoinHandle<std::io::Result<()>>,
@@ -29,12 +31,14 @@ struct Server {
 async fn serve(options: GatewayOptions) -> Server {
     let town = Town::new();
     let gateway = Gateway::new(options, town.services(), String::new());
+    let app = gateway.app().clone();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     let running = tokio::spawn(gateway.run(listener, stop.clone()));
     Server {
         town,
+        app,
         address,
         stop,
         running,
@@ -424,6 +428,35 @@ async fn violations_end_the_socket() {
         stubborn.send_text("nonsense").await;
     }
     assert_eq!(stubborn.closed().await, 4003);
+}
+
+/// Promise 7: of many that come at once only some are worked on; who waits too long is sent elsewhere, and nobody is refused for it.
+#[tokio::test]
+async fn sockets_are_established_a_few_at_a_time() {
+    let server = serve(GatewayOptions {
+        auth_timeout: Duration::from_millis(300),
+        ..options()
+    })
+    .await;
+    let ann = somebody();
+    let all = server.app.establishing.available_permits() as u32;
+    let others = server.app.establishing.acquire_many(all).await.unwrap();
+    let mut late = server.open("", &[]).await.unwrap();
+    assert_eq!(late.next().await["type"], "auth_required");
+    let auth = json!({"type": "auth", "payload": {"token": token(&ann)}});
+    late.send(auth.clone()).await;
+    assert_eq!(late.closed().await, 4000);
+
+    let mut patient = server.open("", &[]).await.unwrap();
+    assert_eq!(patient.next().await["type"], "auth_required");
+    patient.send(auth).await;
+    drop(others);
+    assert_eq!(patient.next().await["type"], "connection_ack");
+    assert_eq!(
+        server.app.establishing.available_permits() as u32,
+        all,
+        "whoever is established needs no turn any more"
+    );
 }
 
 /// RT-09: beyond the burst messages are refused with the time to wait; going on all the same ends the socket.
