@@ -136,6 +136,8 @@ impl PushQueue for LocalPushQueue {
             };
             let full = tasks.len() >= concurrency;
             tokio::select! {
+                // Whoever is asked to stop takes no further job, however many are due.
+                biased;
                 () = &mut stop => break,
                 Some(_) = tasks.join_next() => {}
                 () = &mut woken, if !full => {}
