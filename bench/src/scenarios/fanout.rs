@@ -37,7 +37,7 @@ pub struct Options {
     /// Seconds per window, and of the run at half load
     #[arg(long, default_value_t = 10)]
     pub seconds: u64,
-    /// Deliveries/s of one more run after that at half load, the same for every server; 0 for none
+    /// Deliveries/s of one more run after that at half load, the same for every server; 0 for none, as with --messages
     #[arg(long, default_value_t = SAME_LOAD)]
     pub same_load: f64,
     /// Bytes of a message's content
@@ -121,7 +121,7 @@ pub async fn run(
         Better::Neither,
     );
     measurement.latencies(&hall.board.latencies.lock());
-    if options.same_load > 0.0 {
+    if options.same_load > 0.0 && options.messages.is_none() {
         *hall.board.latencies.lock() = pace::histogram();
         let per_second = options.same_load / members as f64;
         at_load(&hall, &town, setting, options, per_second).await?;
