@@ -104,7 +104,7 @@ async fn reconcile_current(
     write_status(context, &cluster.metadata, cluster.status.as_ref(), status).await?;
     match failure {
         Some(error) => Err(error),
-        None if seen.is_settled() => Ok(Action::requeue(SETTLED_INTERVAL)),
+        None if seen.is_settled() || seen.paused => Ok(Action::requeue(SETTLED_INTERVAL)),
         None => Ok(Action::requeue(UNSETTLED_INTERVAL)),
     }
 }
@@ -139,6 +139,11 @@ async fn pass(
     seen.endpoint = Some(build::endpoint(&order));
     seen.missing_secrets =
         dereference::missing_secrets(&context.client, &order.namespace, &order.spec).await?;
+    seen.hibernated = build::is_hibernated(&order);
+    if order.spec.paused == Some(true) {
+        look_only(context, cluster, &order, &live, &mut seen).await?;
+        return Ok((seen, Vec::new(), None));
+    }
     let mut applier = Applier::new(&context.client, &context.metrics, cluster);
     let result = bring_about(context, &order, &live, &mut applier, &mut seen).await;
     let failure = result.err();
@@ -150,6 +155,24 @@ async fn pass(
         seen.pods = pods;
     }
     Ok((seen, changes, failure))
+}
+
+/// A paused cluster: what there is, and how it fares. Not what differs from the order: that is for whoever paused it to know.
+async fn look_only(
+    context: &Context,
+    cluster: &ChatCluster,
+    order: &Order,
+    live: &Live,
+    seen: &mut Observation,
+) -> Result<(), ReconcileError> {
+    seen.paused = true;
+    let job = build::migration_job_name(order);
+    seen.migration = migration(live.jobs.iter().find(|live| live.name_any() == job));
+    seen.components = components_without_order(live);
+    let pods = dereference::pods(&context.client, cluster).await?;
+    seen.readiness = ask_pods(context, order, &pods).await;
+    seen.pods = pods;
+    Ok(())
 }
 
 /// Build and apply, behind the gate of the migration.
@@ -172,7 +195,8 @@ async fn bring_about(
     seen.components = components(order, &children, live);
     seen.migration = migration(find_job(&children, live));
     applier.apply_foundations(&children, live).await?;
-    let startable = !seen.lacks_mounted_secret();
+    // Without pods there is nothing to migrate for, and the stores may be away.
+    let startable = !seen.lacks_mounted_secret() && !seen.hibernated;
     if startable {
         applier.start_migration(&children, live).await?;
         retry_failed_migration(&children, live, applier, &seen.migration).await?;
@@ -180,7 +204,7 @@ async fn bring_about(
             seen.migration = Migration::Running;
         }
     }
-    if seen.migration == Migration::Succeeded && startable {
+    if seen.hibernated || (seen.migration == Migration::Succeeded && startable) {
         applier.apply_workloads(&children, live).await?;
     } else {
         applier.repair_workloads(&children, live).await?;
