@@ -40,6 +40,9 @@ const PODS_ASKED_AT_ONCE: usize = 8;
 /// Pods asked in one pass: enough to name every store that is away.
 const PODS_ASKED: usize = 24;
 
+/// Changes of one sort in one pass that have an Event each. More are a new order, and are told together.
+const CHANGES_TOLD_ONE_BY_ONE: usize = 3;
+
 /// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
@@ -512,36 +515,51 @@ async fn publish_turns(
     }
 }
 
-/// One Event for what was made, one for each repair and removal.
+/// One Event for many that were made, else one for each. Events about one child are counted together.
 async fn publish_changes(context: &Context, metadata: &ObjectMeta, changes: &[Change]) {
     let reference = reference_to(metadata);
     for (action, reason) in [
         (ChangeAction::Created, "Created"),
         (ChangeAction::Updated, "Updated"),
     ] {
-        let names: Vec<String> = changes
+        let changed: Vec<&Change> = changes
             .iter()
             .filter(|change| change.action == action)
-            .map(|change| format!("{} {}", change.kind, change.name))
             .collect();
-        if !names.is_empty() {
+        if let Some(first) = changed.first() {
             tracing::info!(
                 namespace = metadata.namespace,
                 cluster = metadata.name,
                 reason,
-                count = names.len(),
+                count = changed.len(),
                 "applied"
             );
-            context
-                .event(
-                    &reference,
-                    EventType::Normal,
-                    reason,
-                    "Apply",
-                    None,
-                    names.join(", "),
-                )
-                .await;
+            // Together they are about the first, so that what came at another time has an Event of its own.
+            let several = changed.len() > CHANGES_TOLD_ONE_BY_ONE;
+            let about = if several {
+                std::slice::from_ref(first)
+            } else {
+                &changed
+            };
+            for change in about {
+                let note = if several {
+                    let names: Vec<String> =
+                        changed.iter().map(|change| describe(change)).collect();
+                    names.join(", ")
+                } else {
+                    describe(change)
+                };
+                context
+                    .event(
+                        &reference,
+                        EventType::Normal,
+                        reason,
+                        "Apply",
+                        Some(change),
+                        note,
+                    )
+                    .await;
+            }
         }
     }
     for change in changes {
@@ -565,10 +583,14 @@ async fn publish_changes(context: &Context, metadata: &ObjectMeta, changes: &[Ch
                 reason,
                 "Apply",
                 Some(change),
-                format!("{} {}", change.kind, change.name),
+                describe(change),
             )
             .await;
     }
+}
+
+fn describe(change: &Change) -> String {
+    format!("{} {}", change.kind, change.name)
 }
 
 #[cfg(test)]

@@ -75,7 +75,9 @@ impl Term {
     }
 
     /// A client that reads at any time, and writes only during this term.
-    pub fn client(&self, config: Config) -> Result<Client, kube::Error> {
+    pub fn client(&self, mut config: Config) -> Result<Client, kube::Error> {
+        // A retry of its own would be sent without asking again; whoever reconciles tries again anyway.
+        config.default_retry = false;
         let term = self.clone();
         let guard = FilterLayer::new(move |request: http::Request<Body>| {
             if request.method().is_safe() || !term.left().is_zero() {

@@ -12,9 +12,10 @@ pub mod difference;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
-use carillon_crds::{ChatCluster, condition};
+use carillon_crds::ChatCluster;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::batch::v1::Job;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
@@ -70,11 +71,11 @@ pub struct Change {
 /// What was done to a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChangeAction {
-    /// It was not there yet.
+    /// It was not there, or not any more.
     Created,
     /// The order is another than last time.
     Updated,
-    /// Somebody had changed it or taken it away.
+    /// Somebody had changed it.
     Repaired,
     /// Nobody orders it any more.
     Deleted,
@@ -132,7 +133,7 @@ impl<'a> Applier<'a> {
     ) -> Result<(), ApplyError> {
         let job = &children.migration_job;
         let found = find(&live.jobs, job);
-        if found.is_some_and(|live| compare(job, live) == Difference::OtherOrder) {
+        if found.is_some_and(|live| !may_be_applied(job, live)) {
             return Ok(());
         }
         self.apply(job, found).await
@@ -324,12 +325,7 @@ impl<'a> Applier<'a> {
                         name,
                     });
                 }
-                if is_complete(self.cluster) {
-                    tracing::info!(kind = %K::kind(&()), name, "taken away by somebody else");
-                    ChangeAction::Repaired
-                } else {
-                    ChangeAction::Created
-                }
+                ChangeAction::Created
             }
         };
         self.metrics.wrote(&K::kind(&()), "apply");
@@ -396,17 +392,10 @@ pub fn is_as_ordered(desired: &Deployment, live: &Deployment) -> bool {
     compare(desired, live) == Difference::None
 }
 
-/// Whether this very order was carried out to the end before: then nothing is missing by itself.
-fn is_complete(cluster: &ChatCluster) -> bool {
-    let Some(status) = &cluster.status else {
-        return false;
-    };
-    let progressing = status
-        .conditions
-        .iter()
-        .find(|condition| condition.type_ == condition::PROGRESSING);
-    status.observed_generation == cluster.metadata.generation
-        && progressing.is_some_and(|condition| condition.status == "False")
+/// Whether what a Job runs is what is ordered, whatever became of its other fields.
+fn may_be_applied(desired: &Job, live: &Job) -> bool {
+    let template = |job: &Job| json!({ "spec": job.spec });
+    difference(&template(desired), &template(live)) == Difference::None
 }
 
 fn find<'a, K: Resource>(live: &'a [K], desired: &K) -> Option<&'a K> {

@@ -48,8 +48,10 @@ impl Plane {
         };
         let _ = rustls::crypto::ring::default_provider().install_default();
         let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
-        let config =
+        let mut config =
             Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        // A refusal is an answer.
+        config.default_retry = false;
         let plane = Plane {
             admin: Client::try_from(config.clone())?,
             config,
