@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use serde_json::Value;
 
 use crate::plane::{Plane, is_long};
 use crate::proxy::summary;
@@ -48,11 +47,7 @@ async fn unchanged_minutes_make_no_write() -> Result<()> {
     let managed = serde_json::to_value(&after.metadata.managed_fields)?;
     for entry in managed.as_array().into_iter().flatten() {
         let owns_spec = entry["fieldsV1"].get("f:spec").is_some();
-        ensure!(
-            owns_spec == (entry["manager"] == "user"),
-            "{}",
-            Value::from(entry.clone())
-        );
+        ensure!(owns_spec == (entry["manager"] == "user"), "{}", entry);
     }
     println!("{passes} passes, {} requests, no write", records.len());
     stage.strike().await
