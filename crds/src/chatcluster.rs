@@ -63,6 +63,14 @@ use crate::status::ChatClusterStatus;
 #[x_kube(crates(kube_core = "::kube_core"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ChatClusterSpec {
+    /// Let go of the cluster: while `true` the operator changes nothing but the status, and what runs goes on running. Deleting the
+    /// ChatCluster still removes everything. Default: false. Ignored by `carillon up`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<bool>,
+    /// Put the cluster to sleep: while `true` every role has no pods and no autoscaler; keys, configuration, Services and the data in
+    /// the stores stay. Default: false. Ignored by `carillon up`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hibernated: Option<bool>,
     /// Platform version to run. Default: the version the operator (or the `carillon` binary) was built for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$"))]

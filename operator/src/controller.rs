@@ -3,6 +3,7 @@
 //! Children are watched as metadata only, and only those with the operator's label: what a watch says is *that*
 //! something changed; what it is now is read when it is needed.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,16 +20,16 @@ use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
-use kube::runtime::reflector::{self, Store};
+use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{
     Config as ControllerConfig, Controller, PredicateConfig, WatchStreamExt, predicates, watcher,
 };
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Api, Client, Config, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::build::{MANAGED_BY, MANAGED_BY_LABEL};
+use crate::build::{INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL};
 use crate::context::Context;
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
@@ -58,9 +59,11 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         metrics.clone(),
         shutdown.clone(),
     ));
-    let client = Client::try_default().await.context(
+    let config = Config::infer().await.context(
         "no access to Kubernetes: neither a kubeconfig nor a pod's ServiceAccount was found",
     )?;
+    let client =
+        Client::try_from(config.clone()).context("the access to Kubernetes is unusable")?;
     let version = client
         .apiserver_version()
         .await
@@ -73,7 +76,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         image = settings.image,
         "started"
     );
-    let result = lead(&settings, client, &metrics, &shutdown).await;
+    let result = lead(&settings, client, config, &metrics, &shutdown).await;
     shutdown.cancel();
     server.await.context("the HTTP server panicked")??;
     result
@@ -83,11 +86,12 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
 async fn lead(
     settings: &Settings,
     client: Client,
+    config: Config,
     metrics: &Metrics,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     let leadership: leader::Leadership = Leadership::new(
-        client.clone(),
+        client,
         &settings.lease_namespace,
         &settings.lease_name,
         &settings.identity,
@@ -98,7 +102,7 @@ async fn lead(
     metrics.leader.set(1);
     tracing::info!(identity = settings.identity, "leading");
     let context = Arc::new(Context::new(
-        client,
+        leadership.term().client(config)?,
         settings.image.clone(),
         settings.identity.clone(),
         metrics.clone(),
@@ -151,15 +155,21 @@ async fn control(
                 .concurrency(concurrency)
                 .debounce(DEBOUNCE),
         )
-        .owns_stream(children::<ServiceAccount>(&client, &namespace))
-        .owns_stream(children::<ConfigMap>(&client, &namespace))
-        .owns_stream(children::<Service>(&client, &namespace))
-        .owns_stream(children::<NetworkPolicy>(&client, &namespace))
-        .owns_stream(children::<PodDisruptionBudget>(&client, &namespace))
-        .owns_stream(children::<Job>(&client, &namespace))
-        .owns_stream(children::<Deployment>(&client, &namespace))
-        .owns_stream(children::<HorizontalPodAutoscaler>(&client, &namespace))
-        .owns_stream(children::<Ingress>(&client, &namespace))
+        .watches_stream(children::<ServiceAccount>(&client, &namespace), clusters_of)
+        .watches_stream(children::<ConfigMap>(&client, &namespace), clusters_of)
+        .watches_stream(children::<Service>(&client, &namespace), clusters_of)
+        .watches_stream(children::<NetworkPolicy>(&client, &namespace), clusters_of)
+        .watches_stream(
+            children::<PodDisruptionBudget>(&client, &namespace),
+            clusters_of,
+        )
+        .watches_stream(children::<Job>(&client, &namespace), clusters_of)
+        .watches_stream(children::<Deployment>(&client, &namespace), clusters_of)
+        .watches_stream(
+            children::<HorizontalPodAutoscaler>(&client, &namespace),
+            clusters_of,
+        )
+        .watches_stream(children::<Ingress>(&client, &namespace), clusters_of)
         .graceful_shutdown_on(shutdown.cancelled_owned())
         .run(reconcile, error_policy, context)
         .for_each(|result| {
@@ -226,6 +236,23 @@ where
         .touched_objects()
 }
 
+/// The ChatClusters that a child is of, by its owner reference and by its label: somebody may have taken away either.
+fn clusters_of<K: Resource>(child: PartialObjectMeta<K>) -> Vec<ObjectRef<ClusterGuard>> {
+    let namespace = child.namespace().unwrap_or_default();
+    let owners = child
+        .owner_references()
+        .iter()
+        .filter(|owner| owner.kind == ChatCluster::kind(&()))
+        .map(|owner| owner.name.clone());
+    let names: BTreeSet<String> = owners
+        .chain(child.labels().get(INSTANCE_LABEL).cloned())
+        .collect();
+    names
+        .into_iter()
+        .map(|name| ObjectRef::new(&name).within(&namespace))
+        .collect()
+}
+
 fn api<K>(client: &Client, namespace: &str) -> Api<K>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
@@ -234,5 +261,35 @@ where
         Api::all(client.clone())
     } else {
         Api::namespaced(client.clone(), namespace)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn a_child_is_found_by_whichever_mark_is_left() {
+        let clusters = |metadata: Value| -> Vec<String> {
+            let child: PartialObjectMeta<Service> =
+                serde_json::from_value(json!({ "metadata": metadata })).unwrap();
+            clusters_of(child)
+                .into_iter()
+                .map(|cluster| {
+                    format!("{}/{}", cluster.namespace.unwrap_or_default(), cluster.name)
+                })
+                .collect()
+        };
+        let owner = json!([{ "apiVersion": "carillon.chat/v1alpha1", "kind": "ChatCluster", "name": "town", "uid": "1" }]);
+        let labels = json!({ "app.kubernetes.io/instance": "town" });
+        for metadata in [
+            json!({ "namespace": "chat", "ownerReferences": owner, "labels": labels }),
+            json!({ "namespace": "chat", "ownerReferences": owner }),
+            json!({ "namespace": "chat", "labels": labels }),
+        ] {
+            assert_eq!(clusters(metadata), ["chat/town"]);
+        }
+        assert!(clusters(json!({ "namespace": "chat" })).is_empty());
     }
 }

@@ -4,7 +4,7 @@
 //! looks after, and no decision is made on stale data. Secrets are never listed, and those of users are asked for by
 //! name and only as metadata: their contents don't reach the operator.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
 use carillon_crds::{ChatCluster, ChatClusterSpec};
@@ -20,15 +20,17 @@ use kube::core::PartialObjectMeta;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 
+use crate::apply::difference::ORDER_HASH;
 use crate::build::{
-    self, Keys, SIGNING_KEY, instance_selector, internal_secret_name, jwt_secret_name,
+    self, INSTANCE_LABEL, Keys, MANAGED_BY, MANAGED_BY_LABEL, SIGNING_KEY, instance_selector,
+    internal_secret_name, jwt_secret_name,
 };
 use crate::keys;
 use crate::metrics::Metrics;
 use crate::status::MissingSecret;
 use crate::validate::Order;
 
-/// The children that exist, by kind: those that carry the ChatCluster's labels and its owner reference.
+/// The children that exist, by kind: those that carry the ChatCluster's labels and are owned by it or by nobody.
 #[derive(Clone, Debug, Default)]
 pub struct Live {
     /// ServiceAccounts.
@@ -210,17 +212,26 @@ where
     Ok(children)
 }
 
-/// Whether `child` carries the controller reference of `cluster`, and not of an earlier one of the same name.
+/// Whether `child` carries the controller reference of `cluster`, and not of an earlier one of the same name; or nobody's,
+/// and our own marks: somebody took the reference away.
 pub fn is_owned_by<K: Resource>(child: &K, cluster: &ChatCluster) -> bool {
-    let Some(uid) = cluster.metadata.uid.as_deref() else {
-        return false;
+    let metadata = child.meta();
+    let mut owners = metadata.owner_references.iter().flatten();
+    if let Some(owner) = owners.find(|owner| owner.controller == Some(true)) {
+        return Some(&owner.uid) == cluster.metadata.uid.as_ref();
+    }
+    let marked = |map: &Option<BTreeMap<String, String>>, key: &str, value: Option<&str>| {
+        map.as_ref()
+            .and_then(|map| map.get(key))
+            .is_some_and(|found| value.is_none_or(|value| found == value))
     };
-    child
-        .meta()
-        .owner_references
-        .iter()
-        .flatten()
-        .any(|owner| owner.controller == Some(true) && owner.uid == uid)
+    marked(&metadata.labels, MANAGED_BY_LABEL, Some(MANAGED_BY))
+        && marked(
+            &metadata.labels,
+            INSTANCE_LABEL,
+            cluster.metadata.name.as_deref(),
+        )
+        && marked(&metadata.annotations, ORDER_HASH, None)
 }
 
 /// Names of some objects.
@@ -229,4 +240,35 @@ pub fn names<K: Resource>(objects: &[K]) -> BTreeSet<String> {
         .iter()
         .filter_map(|object| object.meta().name.clone())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn a_child_without_owner_is_taken_back_and_nobody_elses() {
+        let mut cluster = ChatCluster::new("town", ChatClusterSpec::default());
+        cluster.metadata.uid = Some("1".to_owned());
+        let labels = json!({ "app.kubernetes.io/instance": "town", "app.kubernetes.io/managed-by": "carillon-operator" });
+        let annotations = json!({ "carillon.chat/order-hash": "x" });
+        let owner = |uid: &str| json!([{ "apiVersion": "carillon.chat/v1alpha1", "kind": "ChatCluster", "name": "town", "uid": uid, "controller": true }]);
+        let is_ours = |metadata: Value| {
+            let child: Service = serde_json::from_value(json!({ "metadata": metadata })).unwrap();
+            is_owned_by(&child, &cluster)
+        };
+        assert!(is_ours(json!({ "ownerReferences": owner("1") })));
+        assert!(is_ours(
+            json!({ "labels": labels, "annotations": annotations })
+        ));
+        for metadata in [
+            json!({ "ownerReferences": owner("2"), "labels": labels, "annotations": annotations }),
+            json!({ "labels": labels }),
+            json!({ "labels": { "app.kubernetes.io/instance": "town" }, "annotations": annotations }),
+            json!({ "labels": { "app.kubernetes.io/instance": "other", "app.kubernetes.io/managed-by": "carillon-operator" }, "annotations": annotations }),
+        ] {
+            assert!(!is_ours(metadata.clone()), "{metadata}");
+        }
+    }
 }

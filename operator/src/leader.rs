@@ -3,7 +3,7 @@
 //! Whoever holds the Lease renews it; whoever wants it waits until it has not changed for its whole duration *by the
 //! waiter's own clock*, so that clocks that disagree can't make two leaders. Every write carries the resource version
 //! that was read: of two that reach out at once, one is refused. A leader that can't renew stops acting before others
-//! may start.
+//! may start, and one that was paused meanwhile finds its [`Term`] over before it writes.
 
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,12 @@ use kube::core::ObjectMeta;
 use kube::{Api, Client};
 use tokio_util::sync::CancellationToken;
 
+use crate::term::{Moment, Term};
+
 /// How long a Lease holds without renewal.
 const DURATION: Duration = Duration::from_secs(15);
-/// How long a leader tries to renew before it stops acting. Shorter than [`DURATION`] by more than a clock's error.
+/// How long a leader acts and tries to renew before it stops. Shorter than [`DURATION`] by more than a clock's error and a
+/// write on its way.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 /// How often it is renewed, and how often a waiter looks.
 const PERIOD: Duration = Duration::from_secs(3);
@@ -27,6 +30,7 @@ pub struct Leadership {
     api: Api<Lease>,
     name: String,
     identity: String,
+    term: Term,
 }
 
 /// A Lease as a waiter last saw it change.
@@ -42,15 +46,25 @@ impl Leadership {
             api: Api::namespaced(client, namespace),
             name: name.to_owned(),
             identity: identity.to_owned(),
+            term: Term::new(RENEW_DEADLINE),
         }
+    }
+
+    /// The time for which this process may act.
+    pub fn term(&self) -> Term {
+        self.term.clone()
     }
 
     /// Waits until this process is the leader; `false` when `shutdown` came first.
     pub async fn acquire(&self, shutdown: &CancellationToken) -> bool {
         let mut seen: Option<Sighting> = None;
         loop {
+            let asked = Moment::now();
             match self.try_acquire(&mut seen).await {
-                Ok(true) => return true,
+                Ok(true) => {
+                    self.term.renew(asked);
+                    return true;
+                }
                 Ok(false) => {}
                 Err(error) => {
                     tracing::warn!(%error, lease = self.name, "the Lease can't be read or taken")
@@ -65,19 +79,21 @@ impl Leadership {
 
     /// Renews until `shutdown`, then gives the Lease up; returns early, with `false`, when it is lost.
     pub async fn hold(&self, shutdown: &CancellationToken) -> bool {
-        let mut renewed = Instant::now();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => {
+                    self.term.end();
                     self.release().await;
                     return true;
                 }
                 () = tokio::time::sleep(PERIOD) => {}
             }
-            let left = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
-            match tokio::time::timeout(left, self.renew()).await {
-                Ok(Ok(true)) => renewed = Instant::now(),
+            // Others count from when they see the renewal, which may be any moment after it was asked for.
+            let asked = Moment::now();
+            match tokio::time::timeout(self.term.left(), self.renew()).await {
+                Ok(Ok(true)) => self.term.renew(asked),
                 Ok(Ok(false)) => {
+                    self.term.end();
                     tracing::error!(lease = self.name, "another process took the Lease");
                     return false;
                 }
@@ -86,7 +102,7 @@ impl Leadership {
                 }
                 Err(_) => {}
             }
-            if renewed.elapsed() >= RENEW_DEADLINE {
+            if self.term.left().is_zero() {
                 tracing::error!(lease = self.name, "the Lease could not be renewed in time");
                 return false;
             }

@@ -23,6 +23,7 @@ pub mod readiness;
 pub mod reconcile;
 pub mod settings;
 pub mod status;
+pub mod term;
 pub mod validate;
 
 /// The one field manager of everything the operator writes.

@@ -40,6 +40,9 @@ const PODS_ASKED_AT_ONCE: usize = 8;
 /// Pods asked in one pass: enough to name every store that is away.
 const PODS_ASKED: usize = 24;
 
+/// Changes of one sort in one pass that have an Event each. More are a new order, and are told together.
+const CHANGES_TOLD_ONE_BY_ONE: usize = 3;
+
 /// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
@@ -104,7 +107,7 @@ async fn reconcile_current(
     write_status(context, &cluster.metadata, cluster.status.as_ref(), status).await?;
     match failure {
         Some(error) => Err(error),
-        None if seen.is_settled() => Ok(Action::requeue(SETTLED_INTERVAL)),
+        None if seen.is_settled() || seen.paused => Ok(Action::requeue(SETTLED_INTERVAL)),
         None => Ok(Action::requeue(UNSETTLED_INTERVAL)),
     }
 }
@@ -139,6 +142,11 @@ async fn pass(
     seen.endpoint = Some(build::endpoint(&order));
     seen.missing_secrets =
         dereference::missing_secrets(&context.client, &order.namespace, &order.spec).await?;
+    seen.hibernated = build::is_hibernated(&order);
+    if order.spec.paused == Some(true) {
+        look_only(context, cluster, &order, &live, &mut seen).await?;
+        return Ok((seen, Vec::new(), None));
+    }
     let mut applier = Applier::new(&context.client, &context.metrics, cluster);
     let result = bring_about(context, &order, &live, &mut applier, &mut seen).await;
     let failure = result.err();
@@ -150,6 +158,24 @@ async fn pass(
         seen.pods = pods;
     }
     Ok((seen, changes, failure))
+}
+
+/// A paused cluster: what there is, and how it fares. Not what differs from the order: that is for whoever paused it to know.
+async fn look_only(
+    context: &Context,
+    cluster: &ChatCluster,
+    order: &Order,
+    live: &Live,
+    seen: &mut Observation,
+) -> Result<(), ReconcileError> {
+    seen.paused = true;
+    let job = build::migration_job_name(order);
+    seen.migration = migration(live.jobs.iter().find(|live| live.name_any() == job));
+    seen.components = components_without_order(live);
+    let pods = dereference::pods(&context.client, cluster).await?;
+    seen.readiness = ask_pods(context, order, &pods).await;
+    seen.pods = pods;
+    Ok(())
 }
 
 /// Build and apply, behind the gate of the migration.
@@ -172,7 +198,8 @@ async fn bring_about(
     seen.components = components(order, &children, live);
     seen.migration = migration(find_job(&children, live));
     applier.apply_foundations(&children, live).await?;
-    let startable = !seen.lacks_mounted_secret();
+    // Without pods there is nothing to migrate for, and the stores may be away.
+    let startable = !seen.lacks_mounted_secret() && !seen.hibernated;
     if startable {
         applier.start_migration(&children, live).await?;
         retry_failed_migration(&children, live, applier, &seen.migration).await?;
@@ -180,7 +207,7 @@ async fn bring_about(
             seen.migration = Migration::Running;
         }
     }
-    if seen.migration == Migration::Succeeded && startable {
+    if seen.hibernated || (seen.migration == Migration::Succeeded && startable) {
         applier.apply_workloads(&children, live).await?;
     } else {
         applier.repair_workloads(&children, live).await?;
@@ -488,36 +515,51 @@ async fn publish_turns(
     }
 }
 
-/// One Event for what was made, one for each repair and removal.
+/// One Event for many that were made, else one for each. Events about one child are counted together.
 async fn publish_changes(context: &Context, metadata: &ObjectMeta, changes: &[Change]) {
     let reference = reference_to(metadata);
     for (action, reason) in [
         (ChangeAction::Created, "Created"),
         (ChangeAction::Updated, "Updated"),
     ] {
-        let names: Vec<String> = changes
+        let changed: Vec<&Change> = changes
             .iter()
             .filter(|change| change.action == action)
-            .map(|change| format!("{} {}", change.kind, change.name))
             .collect();
-        if !names.is_empty() {
+        if let Some(first) = changed.first() {
             tracing::info!(
                 namespace = metadata.namespace,
                 cluster = metadata.name,
                 reason,
-                count = names.len(),
+                count = changed.len(),
                 "applied"
             );
-            context
-                .event(
-                    &reference,
-                    EventType::Normal,
-                    reason,
-                    "Apply",
-                    None,
-                    names.join(", "),
-                )
-                .await;
+            // Together they are about the first, so that what came at another time has an Event of its own.
+            let several = changed.len() > CHANGES_TOLD_ONE_BY_ONE;
+            let about = if several {
+                std::slice::from_ref(first)
+            } else {
+                &changed
+            };
+            for change in about {
+                let note = if several {
+                    let names: Vec<String> =
+                        changed.iter().map(|change| describe(change)).collect();
+                    names.join(", ")
+                } else {
+                    describe(change)
+                };
+                context
+                    .event(
+                        &reference,
+                        EventType::Normal,
+                        reason,
+                        "Apply",
+                        Some(change),
+                        note,
+                    )
+                    .await;
+            }
         }
     }
     for change in changes {
@@ -541,10 +583,14 @@ async fn publish_changes(context: &Context, metadata: &ObjectMeta, changes: &[Ch
                 reason,
                 "Apply",
                 Some(change),
-                format!("{} {}", change.kind, change.name),
+                describe(change),
             )
             .await;
     }
+}
+
+fn describe(change: &Change) -> String {
+    format!("{} {}", change.kind, change.name)
 }
 
 #[cfg(test)]

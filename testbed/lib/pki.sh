@@ -1,16 +1,16 @@
 # shellcheck shell=bash
 # The test node's certificates: one authority, and a kubeconfig for each component. They live as long as the node.
 
-# make_pki DIR ADDRESS NODE
+# make_pki DIR ADDRESS NODE [PORT]
 make_pki() {
   mkdir -p "$1"
   chmod 700 "$1"
-  (cd "$1" && make_certificates "$2" "$3") || die "openssl couldn't make the node's certificates in $1"
+  (cd "$1" && make_certificates "$2" "$3" "${4:-6443}") || die "openssl couldn't make the node's certificates in $1"
 }
 
 make_certificates() {
   set -e
-  local address=$1 node=$2 name
+  local address=$1 node=$2 port=$3 name
   make_key ca
   openssl req -x509 -new -key ca.key -subj /CN=carillon-testbed -days 30 -out ca.crt -addext keyUsage=critical,keyCertSign,cRLSign,digitalSignature
   sign apiserver /CN=kube-apiserver serverAuth \
@@ -25,7 +25,7 @@ make_certificates() {
   sign coredns /CN=coredns clientAuth
   make_key service-account
   openssl ec -in service-account.key -pubout -out service-account.pub 2>/dev/null
-  for name in admin controller-manager scheduler kube-proxy coredns kubelet; do write_kubeconfig "$name" "$address"; done
+  for name in admin controller-manager scheduler kube-proxy coredns kubelet; do write_kubeconfig "$name" "$address" "$port"; done
 }
 
 make_key() { openssl ecparam -name prime256v1 -genkey -noout -out "$1.key"; }
@@ -43,7 +43,7 @@ sign() {
   rm "$1.csr" "$1.ext"
 }
 
-# write_kubeconfig USER ADDRESS
+# write_kubeconfig USER ADDRESS PORT
 write_kubeconfig() {
   cat >"$1.kubeconfig" <<YAML
 apiVersion: v1
@@ -52,7 +52,7 @@ current-context: carillon-testbed
 clusters:
   - name: carillon-testbed
     cluster:
-      server: https://$2:6443
+      server: https://$2:$3
       certificate-authority-data: $(base64 -w0 ca.crt)
 users:
   - name: $1

@@ -23,6 +23,12 @@ const STORE_SETTINGS: &[(&str, &str)] = &[
     ("CARILLON_RABBITMQ_EPMD_PORT", "4590"),
 ];
 
+/// And so has its control plane.
+const CONTROL_PLANE_SETTINGS: &[(&str, &str)] = &[
+    ("CARILLON_CONTROL_PLANE_PORT", "6544"),
+    ("CARILLON_CONTROL_PLANE_ETCD_PORT", "23795"),
+];
+
 /// Everything that tests read to find servers. A run without servers must not see them by accident.
 pub const SERVER_VARIABLES: &[&str] = &[
     "CARILLON_TEST_SCYLLA",
@@ -30,6 +36,7 @@ pub const SERVER_VARIABLES: &[&str] = &[
     "CARILLON_TEST_REDIS_CLUSTER",
     "CARILLON_TEST_RABBITMQ",
     "CARILLON_TEST_STORES_ADDR",
+    "CARILLON_TEST_CONTROL_PLANE",
     "CARILLON_TEST_KUBECONFIG",
     "CARILLON_TEST_KUBECTL",
     "CARILLON_TEST_HELM",
@@ -64,7 +71,7 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// Starts the node, loads the images into it, and starts the stores. What is there already is used as it is,
+    /// Starts the node, loads the images into it, and starts a control plane without a node, and the stores. What is there already is used as it is,
     /// and left alone afterwards.
     pub fn start(cluster: Cluster, images: &[Image]) -> Result<Self> {
         let mut servers = Self::default();
@@ -78,6 +85,7 @@ impl Servers {
                 stores_address()?
             }
         };
+        servers.start_control_plane()?;
         servers.start_stores(&address)?;
         servers.set(
             "CARILLON_TEST_TESTBED",
@@ -123,6 +131,36 @@ impl Servers {
         }
         self.environment
             .extend(exports(&process::output(&mut script("k8s", &["env"]))?));
+        Ok(())
+    }
+
+    /// A control plane of the test run's own, beside one that a developer keeps up.
+    fn start_control_plane(&mut self) -> Result<()> {
+        let run = cache_dir()?.join("run/test-control-plane");
+        let control_plane = |argument: &str| {
+            let mut command = script("control-plane", &[argument]);
+            command
+                .env("CARILLON_CONTROL_PLANE_RUN", &run)
+                .envs(CONTROL_PLANE_SETTINGS.iter().copied());
+            command
+        };
+        self.started.push(control_plane("down"));
+        process::run(&mut control_plane("down"))?;
+        process::step("start a control plane", || {
+            process::run(&mut control_plane("up"))
+        })?;
+        let exports = exports(&process::output(&mut control_plane("env"))?);
+        // The cluster's own helm, when it was given one.
+        let known: Vec<String> = self
+            .environment
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect();
+        self.environment.extend(
+            exports
+                .into_iter()
+                .filter(|(name, _)| !known.contains(name)),
+        );
         Ok(())
     }
 

@@ -25,6 +25,9 @@ pub struct Options {
     /// Only what needs no server: a few minutes at most
     #[arg(long)]
     fast: bool,
+    /// The whole of what otherwise runs in a short form: an hour more
+    #[arg(long, conflicts_with = "fast")]
+    long: bool,
     /// Run the cluster tests in the cluster that your kubeconfig names, instead of the testbed's node
     #[arg(long, conflicts_with = "fast")]
     use_current_cluster: bool,
@@ -242,6 +245,9 @@ const SYSTEM_TESTS: &str = "carillon-tests";
 /// The package with the adapters, and the conformance suites of their ports.
 const ADAPTERS: &str = "carillon-adapters";
 
+/// The package with the operator; its program of tests needs a control plane.
+const OPERATOR: &str = "carillon-operator";
+
 /// The report's row for a test, by its package, the kind of its program, and its name.
 fn ring_of(package: &str, kind: &str, test: &str) -> &'static str {
     match (package, kind) {
@@ -249,6 +255,7 @@ fn ring_of(package: &str, kind: &str, test: &str) -> &'static str {
         (SYSTEM_TESTS, _) => SYSTEM,
         // Its programs of tests run the suites on the embedded stores and on the real ones.
         (ADAPTERS, "test") => CONFORMANCE,
+        (OPERATOR, "test") => CLUSTER,
         _ => PURE,
     }
 }
@@ -350,6 +357,10 @@ impl Runner<'_> {
             "CARILLON_TEST_RING",
             if self.options.fast { "fast" } else { "full" },
         );
+        command.env_remove("CARILLON_TEST_LONG");
+        if self.options.long {
+            command.env("CARILLON_TEST_LONG", "1");
+        }
         if let Ok(program) = self.build.binary("carillon") {
             command.env("CARILLON_BIN", program);
         }
@@ -420,6 +431,8 @@ mod tests {
                 "redis::redis_sessions",
                 CONFORMANCE,
             ),
+            ("carillon-operator", "lib", "keys::they_differ", PURE),
+            ("carillon-operator", "test", "crash::create", CLUSTER),
             ("carillon-tests", "test", "embedded::conversation", SYSTEM),
             ("carillon-tests", "test", "cluster::helm_install", CLUSTER),
         ] {

@@ -16,7 +16,7 @@ use carillon_crds::ChatCluster;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -71,7 +71,7 @@ pub struct Change {
 /// What was done to a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChangeAction {
-    /// It was not there.
+    /// It was not there, or not any more.
     Created,
     /// The order is another than last time.
     Updated,
@@ -124,36 +124,19 @@ impl<'a> Applier<'a> {
         .await
     }
 
-    /// Makes the migration Job when there is none of its name; a Job is never changed.
+    /// Makes the migration Job when there is none of its name. A Job that was made for another order is left as it is: what it
+    /// runs can't be changed.
     pub async fn start_migration(
         &mut self,
         children: &Children,
         live: &Live,
     ) -> Result<(), ApplyError> {
         let job = &children.migration_job;
-        if live
-            .jobs
-            .iter()
-            .any(|live| live.name_any() == job.name_any())
-        {
+        let found = find(&live.jobs, job);
+        if found.is_some_and(|live| !may_be_applied(job, live)) {
             return Ok(());
         }
-        let parameters = PostParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PostParams::default()
-        };
-        self.metrics.wrote("Job", "create");
-        match self.api::<Job>().create(&parameters, job).await {
-            Ok(_) => self.note(ChangeAction::Created, job),
-            Err(kube::Error::Api(status)) if status.is_already_exists() => {
-                return Err(ApplyError::NotOurs {
-                    kind: "Job".to_owned(),
-                    name: job.name_any(),
-                });
-            }
-            Err(source) => return Err(api_error(job, source)),
-        }
-        Ok(())
+        self.apply(job, found).await
     }
 
     /// The pods, and what scales and publishes them.
@@ -163,7 +146,7 @@ impl<'a> Applier<'a> {
         live: &Live,
     ) -> Result<(), ApplyError> {
         for deployment in &children.deployments {
-            self.apply_deployment(deployment, live).await?;
+            self.apply_deployment(deployment, children, live).await?;
         }
         self.apply_all(&children.autoscalers, &live.autoscalers)
             .await?;
@@ -179,7 +162,7 @@ impl<'a> Applier<'a> {
         for deployment in &children.deployments {
             let found = find(&live.deployments, deployment);
             if found.is_some_and(|live| matches!(compare(deployment, live), Difference::Drift(_))) {
-                self.apply_deployment(deployment, live).await?;
+                self.apply_deployment(deployment, children, live).await?;
             }
         }
         Ok(())
@@ -257,6 +240,7 @@ impl<'a> Applier<'a> {
     async fn apply_deployment(
         &mut self,
         desired: &Deployment,
+        children: &Children,
         live: &Live,
     ) -> Result<(), ApplyError> {
         let found = find(&live.deployments, desired);
@@ -264,12 +248,23 @@ impl<'a> Applier<'a> {
             && desired.spec.replicas.is_none()
             && compare(desired, found) != Difference::None
         {
-            self.hand_replicas_over(found).await?;
+            let least = children
+                .autoscalers
+                .iter()
+                .find(|autoscaler| autoscaler.metadata.name == desired.metadata.name)
+                .and_then(|autoscaler| autoscaler.spec.min_replicas)
+                .unwrap_or(1);
+            self.hand_replicas_over(found, least).await?;
         }
         self.apply(desired, found).await
     }
 
-    async fn hand_replicas_over(&mut self, live: &Deployment) -> Result<(), ApplyError> {
+    /// An autoscaler leaves a Deployment of no pods alone, so `least` of them are there when it takes over.
+    async fn hand_replicas_over(
+        &mut self,
+        live: &Deployment,
+        least: i32,
+    ) -> Result<(), ApplyError> {
         let ours = live.managed_fields().iter().any(|entry| {
             entry.manager.as_deref() == Some(FIELD_MANAGER)
                 && entry
@@ -285,13 +280,13 @@ impl<'a> Applier<'a> {
             "apiVersion": Deployment::api_version(&()),
             "kind": Deployment::kind(&()),
             "metadata": { "name": name },
-            "spec": { "replicas": replicas },
+            "spec": { "replicas": replicas.max(least) },
         });
         self.metrics.wrote("Deployment", "apply");
         self.api::<Deployment>()
             .patch(
                 &name,
-                &PatchParams::apply(HANDOVER_MANAGER),
+                &PatchParams::apply(HANDOVER_MANAGER).force(),
                 &Patch::Apply(patch),
             )
             .await
@@ -395,6 +390,12 @@ pub fn workloads_as_ordered(children: &Children, live: &Live) -> bool {
 /// Whether a Deployment is there as ordered.
 pub fn is_as_ordered(desired: &Deployment, live: &Deployment) -> bool {
     compare(desired, live) == Difference::None
+}
+
+/// Whether what a Job runs is what is ordered, whatever became of its other fields.
+fn may_be_applied(desired: &Job, live: &Job) -> bool {
+    let template = |job: &Job| json!({ "spec": job.spec });
+    difference(&template(desired), &template(live)) == Difference::None
 }
 
 fn find<'a, K: Resource>(live: &'a [K], desired: &K) -> Option<&'a K> {

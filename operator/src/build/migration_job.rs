@@ -60,7 +60,8 @@ pub(super) fn service_account_name(order: &Order) -> String {
     format!("{}-migrate", order.name)
 }
 
-fn name(order: &Order) -> String {
+/// Name of the Job of `order`.
+pub fn name(order: &Order) -> String {
     let decides = serde_json::to_string(&(
         &order.config.version,
         &order.image.reference,

@@ -30,6 +30,7 @@ pub use labels::{
     COMPONENT_LABEL, INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL, MIGRATION_COMPONENT,
     VERSION_LABEL, instance_selector,
 };
+pub use migration_job::name as migration_job_name;
 pub use secret::{SIGNING_KEY, internal_secret, internal_secret_name, jwt_secret, jwt_secret_name};
 
 /// Everything that an order wants to exist, but for the two Secrets that are made once ([`jwt_secret`], [`internal_secret`]).
@@ -112,6 +113,9 @@ pub fn object_name(order: &Order, role: Role) -> String {
 
 /// What autoscaling the order wants for `role`.
 fn autoscaling(order: &Order, role: Role) -> Option<&Autoscaling> {
+    if is_hibernated(order) {
+        return None;
+    }
     match role {
         Role::Gateway => order.spec.gateway.as_ref()?.autoscaling.as_ref(),
         Role::Message => order.spec.message.as_ref()?.autoscaling.as_ref(),
@@ -121,6 +125,9 @@ fn autoscaling(order: &Order, role: Role) -> Option<&Autoscaling> {
 
 /// Fixed number of pods of `role`; `None` when an autoscaler decides.
 fn replicas(order: &Order, role: Role) -> Option<i32> {
+    if is_hibernated(order) {
+        return Some(0);
+    }
     if autoscaling(order, role).is_some() {
         return None;
     }
@@ -140,6 +147,11 @@ fn replicas(order: &Order, role: Role) -> Option<i32> {
             .and_then(|notification| notification.replicas),
     };
     Some(ordered.unwrap_or(carillon_crds::default_replicas(role)))
+}
+
+/// Whether no pod is wanted.
+pub fn is_hibernated(order: &Order) -> bool {
+    order.spec.hibernated == Some(true)
 }
 
 /// Ready pods without which `role` is not available: the ordered number, or an autoscaler's least.
@@ -296,6 +308,26 @@ rabbitmq: {external: {secretName: rabbit}}
             for (before, after) in before.iter().zip(templates(&changed)) {
                 assert_ne!(*before, after);
             }
+        }
+    }
+
+    /// Nothing that a pod is made of changes: after waking up the roles have the templates they went to sleep with.
+    #[test]
+    fn hibernation_takes_the_pods_and_nothing_else() {
+        for spec in [SMALL, FULL] {
+            let awake = children(&order_of(spec), &keys());
+            let asleep = children(&order_of(&format!("{spec}hibernated: true\n")), &keys());
+            assert!(asleep.autoscalers.is_empty());
+            for (awake, asleep) in awake.deployments.iter().zip(&asleep.deployments) {
+                assert_eq!(asleep.spec.replicas, Some(0));
+                assert_eq!(
+                    yaml_of(&awake.spec.template),
+                    yaml_of(&asleep.spec.template)
+                );
+            }
+            assert_eq!(yaml_of(&awake.services), yaml_of(&asleep.services));
+            assert_eq!(yaml_of(&awake.config_maps), yaml_of(&asleep.config_maps));
+            assert_eq!(yaml_of(&awake.ingresses), yaml_of(&asleep.ingresses));
         }
     }
 

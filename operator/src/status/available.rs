@@ -1,8 +1,14 @@
-//! `Available`: every role has the pods it needs, ready.
+//! `Available`: every role has the pods it needs, ready. Never while there are to be none.
 
 use super::{Observation, Verdict};
 
 pub(super) fn verdict(seen: &Observation) -> Verdict {
+    if seen.hibernated && !seen.paused {
+        return Verdict::no(
+            "Hibernated",
+            "spec.hibernated: no pods are wanted; keys and data stay",
+        );
+    }
     if seen.components.is_empty() {
         return match seen.problems.is_empty() {
             true => Verdict::no("NotStarted", "nothing runs yet"),
@@ -45,6 +51,20 @@ mod tests {
             (verdict.status, verdict.message.as_str()),
             ("False", "pods ready: auth 1/2, media 0/2")
         );
+    }
+
+    /// Whatever is still running: it is on its way down.
+    #[test]
+    fn a_hibernated_cluster_is_not_available() {
+        let mut seen = settled();
+        seen.hibernated = true;
+        assert_eq!(
+            (verdict(&seen).status, verdict(&seen).reason.as_str()),
+            ("False", "Hibernated")
+        );
+        // It was paused before it was put to sleep: what runs, runs.
+        seen.paused = true;
+        assert_eq!(verdict(&seen).status, "True");
     }
 
     #[test]

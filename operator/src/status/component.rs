@@ -10,7 +10,7 @@ use crate::build::VERSION_LABEL;
 pub struct Component {
     /// The role.
     pub role: Role,
-    /// Ready pods without which the role is not available: the ordered number, or an autoscaler's least.
+    /// Ready pods without which the role is not available: the ordered number, or an autoscaler's least; zero in hibernation.
     pub needed: i32,
     /// Whether the Deployment is as this order wants it.
     pub as_ordered: bool,
@@ -53,7 +53,7 @@ impl Component {
         let desired = self.desired();
         self.as_ordered
             && self.is_observed()
-            && self.is_serving()
+            && (self.needed == 0 || self.is_serving())
             && self.ready() >= desired
             && self.count(|status| status.updated_replicas) >= desired
             && self.count(|status| status.available_replicas) >= desired
@@ -155,6 +155,18 @@ mod tests {
         let mut other_order = component(Role::Auth, 2, 2, 2);
         other_order.as_ordered = false;
         assert!(other_order.is_serving() && !other_order.is_complete());
+    }
+
+    #[test]
+    fn a_role_that_is_to_have_no_pods_is_complete_when_the_last_one_is_gone() {
+        let gone = component(Role::Auth, 0, 0, 0);
+        assert!(gone.is_complete() && !gone.is_serving());
+        let mut going = component(Role::Auth, 0, 0, 0);
+        going.deployment = Some(deployment(
+            json!({ "replicas": 1, "readyReplicas": 1, "updatedReplicas": 1, "availableReplicas": 1, "observedGeneration": 1 }),
+            0,
+        ));
+        assert!(!going.is_complete());
     }
 
     #[test]

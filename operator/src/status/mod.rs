@@ -39,6 +39,10 @@ pub struct Observation {
     pub version: Option<String>,
     /// Where clients reach the platform.
     pub endpoint: Option<String>,
+    /// Whether the order is to change nothing.
+    pub paused: bool,
+    /// Whether the order is to have no pods.
+    pub hibernated: bool,
     /// What is wrong with the spec; then nothing was applied.
     pub problems: Vec<FieldProblem>,
     /// Secrets that the spec names and that don't exist.
@@ -68,7 +72,7 @@ impl Observation {
         self.problems.is_empty()
             && self.missing_secrets.is_empty()
             && self.failure.is_none()
-            && self.migration == Migration::Succeeded
+            && (self.hibernated || self.migration == Migration::Succeeded)
             && self.components.iter().all(Component::is_complete)
             && stores::unreachable(self).next().is_none()
     }

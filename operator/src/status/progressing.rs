@@ -1,4 +1,4 @@
-//! `Progressing`: something ordered is still being brought about.
+//! `Progressing`: something ordered is still being brought about. A paused cluster isn't: the reason says so.
 
 use super::{Component, Migration, Observation, Verdict};
 
@@ -6,13 +6,19 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
     if !seen.problems.is_empty() {
         return Verdict::no("SpecInvalid", "waiting for a valid spec");
     }
+    if seen.paused {
+        return Verdict::no(
+            "Paused",
+            "spec.paused: nothing is changed until it is false",
+        );
+    }
     if seen.failure.is_some() {
         return Verdict::yes("Retrying", "the last attempt failed; see Degraded");
     }
-    if seen.lacks_mounted_secret() {
+    if !seen.hibernated && seen.lacks_mounted_secret() {
         return Verdict::yes("WaitingForSecrets", "Secrets are missing; see Degraded");
     }
-    if seen.migration != Migration::Succeeded {
+    if !seen.hibernated && seen.migration != Migration::Succeeded {
         return Verdict::yes("Migrating", "the schema migration comes before the pods");
     }
     let unfinished: Vec<String> = seen
@@ -21,7 +27,9 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
         .filter(|component| !component.is_complete())
         .map(Component::describe_progress)
         .collect();
-    if unfinished.is_empty() {
+    if unfinished.is_empty() && seen.hibernated {
+        Verdict::no("Hibernated", "spec.hibernated: every role has no pods")
+    } else if unfinished.is_empty() {
         Verdict::no("Complete", "everything is as ordered")
     } else {
         Verdict::yes(
@@ -64,8 +72,20 @@ mod tests {
         assert_eq!(verdict(&seen).reason, "Migrating");
         seen.missing_secrets = vec![missing("scylla", "f", true)];
         assert_eq!(verdict(&seen).reason, "WaitingForSecrets");
+        seen.hibernated = true;
+        assert_eq!(verdict(&seen).reason, "RollingOut");
+        seen.components.clear();
+        assert_eq!(
+            (verdict(&seen).status, verdict(&seen).reason.as_str()),
+            ("False", "Hibernated")
+        );
         seen.failure = Some("x".to_owned());
         assert_eq!(verdict(&seen).reason, "Retrying");
+        seen.paused = true;
+        assert_eq!(
+            (verdict(&seen).status, verdict(&seen).reason.as_str()),
+            ("False", "Paused")
+        );
         seen.problems = vec![FieldProblem::new("f", "p", "a")];
         assert_eq!(
             (verdict(&seen).status, verdict(&seen).reason.as_str()),

@@ -1,0 +1,438 @@
+//! A namespace with a ChatCluster in it, and everybody around the operator: the user who orders, and the controllers that would
+//! bring pods up.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use carillon_crds::ChatCluster;
+use futures::StreamExt;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
+};
+use kube::core::GroupVersionKind;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, ResourceExt};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::plane::{Plane, RELEASE, eventually};
+use crate::process::Replica;
+use crate::proxy::Log;
+
+/// Name of the ChatCluster of every test.
+pub const NAME: &str = "town";
+
+const STORES: &str = "
+media: {replicas: 1, store: {directory: {ephemeral: true}}}
+scylla: {external: {contactPoints: ['scylla:9042'], datacenter: dc1, secretName: scylla}}
+redis: {external: {url: 'redis://redis:6379'}}
+rabbitmq: {external: {url: 'amqp://rabbitmq:5672'}}
+";
+
+/// An order with every kind of child.
+pub fn first_order() -> String {
+    format!(
+        "{STORES}
+gateway: {{host: chat.example.com, ingressClassName: nginx, autoscaling: {{minReplicas: 2, maxReplicas: 8}}}}
+message: {{replicas: 2}}
+"
+    )
+}
+
+/// An order that rolls every pod of the first one, migrates anew, and takes away an autoscaler and the Ingress.
+pub fn second_order() -> String {
+    format!(
+        "{STORES}
+image: {{tag: other}}
+auth: {{accessTokenTtl: 5m}}
+gateway: {{replicas: 3}}
+message: {{autoscaling: {{minReplicas: 3, maxReplicas: 6}}}}
+"
+    )
+}
+
+/// Every kind that the operator makes: group, version, kind.
+pub const KINDS: &[(&str, &str, &str)] = &[
+    ("", "v1", "ServiceAccount"),
+    ("", "v1", "ConfigMap"),
+    ("", "v1", "Service"),
+    ("", "v1", "Secret"),
+    ("networking.k8s.io", "v1", "NetworkPolicy"),
+    ("networking.k8s.io", "v1", "Ingress"),
+    ("policy", "v1", "PodDisruptionBudget"),
+    ("batch", "v1", "Job"),
+    ("apps", "v1", "Deployment"),
+    ("autoscaling", "v2", "HorizontalPodAutoscaler"),
+];
+
+/// A namespace and who plays in it.
+pub struct Stage {
+    pub plane: Plane,
+    pub namespace: String,
+    _players: JoinSet<()>,
+}
+
+impl Stage {
+    /// A new namespace in which pods "come up" as fast as they are ordered.
+    pub async fn set(plane: &Plane) -> Result<Self> {
+        let namespace = plane.namespace().await?;
+        let secrets: Api<Secret> = Api::namespaced(plane.admin.clone(), &namespace);
+        let secret: Secret = serde_json::from_value(json!({ "metadata": { "name": "scylla" } }))?;
+        secrets.create(&PostParams::default(), &secret).await?;
+        let mut players = JoinSet::new();
+        players.spawn(play_deployments(plane.admin.clone(), namespace.clone()));
+        players.spawn(play_autoscalers(plane.admin.clone(), namespace.clone()));
+        players.spawn(play_jobs(plane.admin.clone(), namespace.clone()));
+        Ok(Stage {
+            plane: plane.clone(),
+            namespace,
+            _players: players,
+        })
+    }
+
+    /// A replica of the operator for this namespace; it doesn't run yet.
+    pub async fn replica(&self, identity: &str) -> Result<Replica> {
+        self.replica_with(identity, Log::default()).await
+    }
+
+    /// The same, with a record that is shared.
+    pub async fn replica_with(&self, identity: &str, log: Log) -> Result<Replica> {
+        Replica::new(&self.plane, &self.namespace, identity, log).await
+    }
+
+    fn clusters(&self) -> Api<ChatCluster> {
+        Api::namespaced(self.plane.admin.clone(), &self.namespace)
+    }
+
+    /// `kubectl apply --server-side` of a ChatCluster with this spec.
+    pub async fn order(&self, spec: &str) -> Result<()> {
+        let spec: Value = serde_saphyr::from_str(spec)?;
+        let cluster = json!({
+            "apiVersion": "carillon.chat/v1alpha1",
+            "kind": "ChatCluster",
+            "metadata": { "name": NAME },
+            "spec": spec,
+        });
+        self.clusters()
+            .patch(
+                NAME,
+                &PatchParams::apply("user").force(),
+                &Patch::Apply(cluster),
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// The ChatCluster as it is.
+    pub async fn cluster(&self) -> Result<ChatCluster> {
+        Ok(self.clusters().get(NAME).await?)
+    }
+
+    /// Begins the removal of the ChatCluster.
+    pub async fn delete(&self) -> Result<()> {
+        self.clusters()
+            .delete(NAME, &DeleteParams::background())
+            .await?;
+        Ok(())
+    }
+
+    /// Whether the operator says of the current spec that there is nothing left to do.
+    pub async fn is_settled(&self) -> Result<bool> {
+        let cluster = self.cluster().await?;
+        let status = cluster.status.unwrap_or_default();
+        let progressing = status
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == "Progressing");
+        Ok(status.observed_generation == cluster.metadata.generation
+            && progressing.is_some_and(|condition| {
+                ["Complete", "Hibernated", "Paused"].contains(&condition.reason.as_str())
+            }))
+    }
+
+    /// Waits until everything is as ordered; an error tells what the operator said.
+    pub async fn settled(&self, replica: &Replica) -> Result<()> {
+        let waited = eventually("everything is as ordered", async || self.is_settled().await).await;
+        if let Err(error) = waited {
+            let status = self.cluster().await?.status;
+            bail!(
+                "{error:#}\n{}\n{}",
+                serde_json::to_string_pretty(&status)?,
+                replica.said()
+            );
+        }
+        self.quiet(replica).await
+    }
+
+    /// Waits until the operator has written nothing for a while.
+    pub async fn quiet(&self, replica: &Replica) -> Result<()> {
+        eventually("the operator is quiet", async || {
+            let before = replica.proxy.writes();
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            Ok(replica.proxy.writes() == before)
+        })
+        .await
+    }
+
+    /// A condition's status and reason.
+    pub async fn condition(&self, type_: &str) -> Result<(String, String)> {
+        let status = self.cluster().await?.status.unwrap_or_default();
+        let condition = status
+            .conditions
+            .into_iter()
+            .find(|condition| condition.type_ == type_)
+            .with_context(|| format!("no condition {type_}"))?;
+        Ok((condition.status, condition.reason))
+    }
+
+    /// Waits for a condition's status and reason.
+    pub async fn wait_condition(&self, type_: &str, status: &str, reason: &str) -> Result<()> {
+        let wanted = (status.to_owned(), reason.to_owned());
+        eventually(&format!("{type_} is {status}, {reason}"), async || {
+            Ok(self
+                .condition(type_)
+                .await
+                .is_ok_and(|found| found == wanted))
+        })
+        .await
+    }
+
+    /// Objects of one kind.
+    pub fn objects(&self, group: &str, version: &str, kind: &str) -> Api<DynamicObject> {
+        let mut resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+        if kind == "NetworkPolicy" {
+            resource.plural = "networkpolicies".to_owned();
+        }
+        if kind == "Ingress" {
+            resource.plural = "ingresses".to_owned();
+        }
+        Api::namespaced_with(self.plane.admin.clone(), &self.namespace, &resource)
+    }
+
+    /// Everything of the operator's kinds that is in the namespace and was not there before it, as `Kind name`: labels don't
+    /// matter, so that what lost them is found too.
+    pub async fn children(&self) -> Result<BTreeMap<String, DynamicObject>> {
+        let mut children = BTreeMap::new();
+        for (group, version, kind) in KINDS {
+            let list = self
+                .objects(group, version, kind)
+                .list(&ListParams::default())
+                .await?;
+            for object in list {
+                let name = object.name_any();
+                let given = ["default", "kube-root-ca.crt", "scylla", RELEASE];
+                if !given.contains(&name.as_str()) {
+                    children.insert(format!("{kind} {name}"), object);
+                }
+            }
+        }
+        Ok(children)
+    }
+
+    /// The children, without what differs between two lives of the same order.
+    pub async fn picture(&self) -> Result<BTreeMap<String, String>> {
+        let children = self.children().await?;
+        let uid = self.cluster().await?.metadata.uid.context("a uid")?;
+        let pem = children
+            .get("Secret town-jwt")
+            .and_then(|secret| secret.data["data"]["signing.pem"].as_str())
+            .context("the signing key")?;
+        let pem = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, pem)?;
+        let jwks = carillon_operator::keys::jwks_of(&String::from_utf8(pem)?)?;
+        let mut picture = BTreeMap::new();
+        for (name, child) in children {
+            let mut child = serde_json::to_value(child)?;
+            let kind = name.split(' ').next().unwrap_or_default();
+            normalise(kind, &mut child, &jwks);
+            picture.insert(name, child.to_string().replace(&uid, "THE-CHATCLUSTER"));
+        }
+        Ok(picture)
+    }
+
+    /// Waits until nothing of the operator's kinds is left.
+    pub async fn emptied(&self) -> Result<()> {
+        let mut left = Vec::new();
+        let waited = eventually("nothing is left", async || {
+            left = self.children().await?.into_keys().collect();
+            Ok(left.is_empty() && self.clusters().get_opt(NAME).await?.is_none())
+        })
+        .await;
+        waited.with_context(|| format!("{left:?}"))
+    }
+
+    /// Gives the namespace up.
+    pub async fn strike(self) -> Result<()> {
+        self.plane.remove(&self.namespace).await
+    }
+}
+
+/// Takes out what the API server or chance decides, and what is somebody else's.
+fn normalise(kind: &str, child: &mut Value, jwks: &str) {
+    let metadata = child["metadata"].as_object_mut().expect("metadata");
+    let ours: Vec<Value> = metadata
+        .remove("managedFields")
+        .and_then(|entries| entries.as_array().cloned())
+        .into_iter()
+        .flatten()
+        .filter(|entry| entry["manager"] == carillon_operator::FIELD_MANAGER)
+        .map(|entry| entry["fieldsV1"].clone())
+        .collect();
+    for key in ["uid", "resourceVersion", "creationTimestamp", "generation"] {
+        metadata.remove(key);
+    }
+    child["ours"] = Value::Array(ours);
+    child["status"] = Value::Null;
+    match kind {
+        "Secret" => {
+            let keys: Vec<String> = child["data"]
+                .as_object()
+                .map(|data| data.keys().cloned().collect())
+                .unwrap_or_default();
+            child["data"] = json!(keys);
+        }
+        "Service" if child["spec"]["clusterIP"] != "None" => {
+            child["spec"]["clusterIP"] = Value::Null;
+            child["spec"]["clusterIPs"] = Value::Null;
+        }
+        "ConfigMap" if child["data"]["jwks.json"] == jwks => {
+            child["data"]["jwks.json"] = json!("of the Secret");
+        }
+        _ => {}
+    }
+    forget(child);
+}
+
+/// Hashes of random keys, and the Job's own mark.
+fn forget(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|key, _| !key.ends_with("controller-uid"));
+            for key in ["carillon.chat/order-hash", "carillon.chat/keys-hash"] {
+                if let Some(hash) = map.get_mut(key) {
+                    *hash = json!("HASH");
+                }
+            }
+            map.values_mut().for_each(forget);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forget),
+        _ => {}
+    }
+}
+
+/// The names of what differs, with both versions of the first.
+pub fn differences(
+    expected: &BTreeMap<String, String>,
+    found: &BTreeMap<String, String>,
+) -> Option<String> {
+    let names: Vec<&String> = expected
+        .keys()
+        .chain(found.keys())
+        .filter(|name| expected.get(*name) != found.get(*name))
+        .collect();
+    let first = names.first()?;
+    Some(format!(
+        "{names:?} differ; {first}:\n{}\n{}",
+        expected.get(*first).map_or("-", String::as_str),
+        found.get(*first).map_or("-", String::as_str)
+    ))
+}
+
+async fn play_deployments(client: Client, namespace: String) {
+    let api: Api<Deployment> = Api::namespaced(client.clone(), &namespace);
+    let stream = watcher(api.clone(), watcher::Config::default()).applied_objects();
+    let mut stream = std::pin::pin!(stream);
+    while let Some(event) = stream.next().await {
+        let Ok(deployment) = event else { continue };
+        let name = deployment.name_any();
+        raise_to_least(&client, &namespace, &name).await;
+        let replicas = deployment.spec.replicas.unwrap_or(1);
+        let status = json!({
+            "observedGeneration": deployment.metadata.generation,
+            "replicas": replicas,
+            "updatedReplicas": replicas,
+            "readyReplicas": replicas,
+            "availableReplicas": replicas,
+        });
+        let current = serde_json::to_value(&deployment.status).unwrap_or_default();
+        let is_so = status
+            .as_object()
+            .expect("a map")
+            .iter()
+            .all(|(key, value)| current.get(key).unwrap_or(&json!(0)) == value);
+        if !is_so {
+            let patch = Patch::Merge(json!({ "status": status }));
+            // It may be gone by now; whatever else went wrong shows as a cluster that doesn't settle.
+            let _ = api
+                .patch_status(&name, &PatchParams::default(), &patch)
+                .await;
+        }
+    }
+}
+
+async fn play_autoscalers(client: Client, namespace: String) {
+    let api: Api<HorizontalPodAutoscaler> = Api::namespaced(client.clone(), &namespace);
+    let stream = watcher(api, watcher::Config::default()).applied_objects();
+    let mut stream = std::pin::pin!(stream);
+    while let Some(event) = stream.next().await {
+        if let Ok(autoscaler) = event {
+            raise_to_least(&client, &namespace, &autoscaler.name_any()).await;
+        }
+    }
+}
+
+/// What an autoscaler without metrics does: it keeps to its bounds, and leaves a Deployment of no pods alone.
+async fn raise_to_least(client: &Client, namespace: &str, name: &str) {
+    let autoscalers: Api<HorizontalPodAutoscaler> = Api::namespaced(client.clone(), namespace);
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+    let Ok(Some(autoscaler)) = autoscalers.get_opt(name).await else {
+        return;
+    };
+    let Ok(scale) = deployments.get_scale(name).await else {
+        return;
+    };
+    let least = autoscaler.spec.min_replicas.unwrap_or(1);
+    let current = scale.spec.and_then(|spec| spec.replicas).unwrap_or(0);
+    if current > 0 && current < least {
+        let patch = Patch::Merge(json!({ "spec": { "replicas": least } }));
+        let parameters = PatchParams {
+            field_manager: Some("autoscaler".to_owned()),
+            ..PatchParams::default()
+        };
+        let _ = deployments.patch_scale(name, &parameters, &patch).await;
+    }
+}
+
+async fn play_jobs(client: Client, namespace: String) {
+    let api: Api<Job> = Api::namespaced(client, &namespace);
+    let stream = watcher(api.clone(), watcher::Config::default()).applied_objects();
+    let mut stream = std::pin::pin!(stream);
+    while let Some(event) = stream.next().await {
+        let Ok(job) = event else { continue };
+        let has_ended = job
+            .status
+            .as_ref()
+            .is_some_and(|status| status.conditions.is_some());
+        if has_ended {
+            continue;
+        }
+        let time = "2026-01-01T00:00:00Z";
+        let condition = |type_: &str| json!({ "type": type_, "status": "True", "lastTransitionTime": time, "lastProbeTime": time });
+        let patch = Patch::Merge(json!({ "status": {
+            "startTime": time,
+            "completionTime": time,
+            "succeeded": 1,
+            "conditions": [condition("SuccessCriteriaMet"), condition("Complete")],
+        } }));
+        if let Err(error) = api
+            .patch_status(&job.name_any(), &PatchParams::default(), &patch)
+            .await
+        {
+            println!("a Job was not completed: {error}");
+        }
+    }
+}
