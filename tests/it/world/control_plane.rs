@@ -113,9 +113,9 @@ spec:
 
     /// Waits until something holds.
     pub async fn wait(&self, what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + Duration::from_secs(300);
         while !holds() {
-            ensure!(Instant::now() < deadline, "{what}: not within 120 s");
+            ensure!(Instant::now() < deadline, "{what}: not within 300 s");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         Ok(())
@@ -168,7 +168,7 @@ impl Operator {
             directory,
             address: format!("127.0.0.1:{port}"),
         };
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + Duration::from_secs(300);
         let url = format!("http://{}/metrics", operator.address);
         loop {
             if let Ok(answer) = client::http().get(&url).send().await
