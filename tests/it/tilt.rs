@@ -190,7 +190,7 @@ impl Plan {
                 let ports = container["ports"].as_array().context("ports")?;
                 let open = ports
                     .iter()
-                    .any(|open| open["containerPort"].to_string() == port);
+                    .any(|open| open["containerPort"].as_u64() == port.parse().ok());
                 ensure!(open, "{name} has no port {port}");
             }
         }
