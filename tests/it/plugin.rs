@@ -88,7 +88,7 @@ impl<'a> Shell<'a> {
     }
 }
 
-/// OP-14: what the plugin promises, from a picture to a bundle without secrets.
+/// CLI-01: what the plugin promises, from a picture to a bundle without secrets.
 #[tokio::test(flavor = "multi_thread")]
 async fn cluster_kubectl_carillon() -> Result<()> {
     let test = "plugin::cluster_kubectl_carillon";

@@ -198,7 +198,7 @@ impl Plan {
     }
 }
 
-/// DEV-02: what `tilt up` does by default, and by each setting.
+/// OP-03: what `tilt up` does by default, and by each setting.
 #[test]
 fn the_tiltfile_asks_for_a_whole_loop() -> Result<()> {
     let Some(machine) = Machine::from_environment("tilt::the_tiltfile_asks_for_a_whole_loop")?
@@ -269,7 +269,7 @@ fn the_tiltfile_asks_for_a_whole_loop() -> Result<()> {
     Ok(())
 }
 
-/// DEV-02: an API server takes every object, and the operator of the loop leads.
+/// OP-03: an API server takes every object, and the operator of the loop leads.
 #[tokio::test(flavor = "multi_thread")]
 async fn cluster_takes_the_loop() -> Result<()> {
     let test = "tilt::cluster_takes_the_loop";
@@ -343,7 +343,7 @@ fn end(running: &mut std::process::Child) -> Result<()> {
     Ok(())
 }
 
-/// DEV-02: the port is forwarded to the Service's own, again and again.
+/// OP-03: the port is forwarded to the Service's own, again and again.
 #[test]
 fn the_gateway_is_forwarded() -> Result<()> {
     let Some(machine) = Machine::from_environment("tilt::the_gateway_is_forwarded")? else {
@@ -380,7 +380,7 @@ fn the_gateway_is_forwarded() -> Result<()> {
     end(&mut running)
 }
 
-/// DEV-02: the build leaves an image under the name that Tilt gives. Docker itself isn't asked: what it would get is looked at.
+/// OP-03: the build leaves an image under the name that Tilt gives. Docker itself isn't asked: what it would get is looked at.
 #[test]
 fn cluster_image_is_built_for_tilt() -> Result<()> {
     let test = "tilt::cluster_image_is_built_for_tilt";

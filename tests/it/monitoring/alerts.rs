@@ -199,7 +199,7 @@ impl Drop for Watched {
     }
 }
 
-/// OPS-03, promise 8: stores that are away or slow are named, with what fails for it; when they are back all is quiet.
+/// OP-04, promise 8: stores that are away or slow are named, with what fails for it; when they are back all is quiet.
 #[tokio::test(flavor = "multi_thread")]
 async fn stores_that_break_are_told() -> Result<()> {
     let Some(watched) = Watched::start("monitoring::alerts::stores_that_break_are_told").await?
@@ -258,7 +258,7 @@ async fn stores_that_break_are_told() -> Result<()> {
     Ok(())
 }
 
-/// OPS-03, promise 8: a push provider that refuses, a gateway that is late and a role that is gone are named; mended, all is quiet.
+/// OP-04, promise 8: a push provider that refuses, a gateway that is late and a role that is gone are named; mended, all is quiet.
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_that_break_are_told() -> Result<()> {
     let test = "monitoring::alerts::processes_that_break_are_told";

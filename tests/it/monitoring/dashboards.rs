@@ -83,7 +83,7 @@ fn overlap(one: &Value, other: &Value) -> bool {
     })
 }
 
-/// OPS-03: ids are unique, no panel hides another, each says what it shows, in which unit, and from the chosen datasource.
+/// OP-04: ids are unique, no panel hides another, each says what it shows, in which unit, and from the chosen datasource.
 #[test]
 fn they_are_well_formed() -> Result<()> {
     let dashboards = dashboards()?;
@@ -183,7 +183,7 @@ pub async fn wait_data(prometheus: &Prometheus, wanted: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// OPS-03: with people about, every panel has something to show.
+/// OP-04: with people about, every panel has something to show.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_panel_shows_a_town_at_work() -> Result<()> {
     let test = "monitoring::dashboards::every_panel_shows_a_town_at_work";

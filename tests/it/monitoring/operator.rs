@@ -65,7 +65,7 @@ impl Drop for Refusal<'_> {
     }
 }
 
-/// OPS-03: its panels show what it does; an operator that can't carry out an order, or is gone, is named, and back it is quiet.
+/// OP-04: its panels show what it does; an operator that can't carry out an order, or is gone, is named, and back it is quiet.
 #[tokio::test(flavor = "multi_thread")]
 async fn cluster_operator_is_watched() -> Result<()> {
     let test = "monitoring::operator::cluster_operator_is_watched";

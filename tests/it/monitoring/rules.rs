@@ -17,7 +17,7 @@ fn alerts() -> Result<BTreeSet<String>> {
         .collect())
 }
 
-/// OPS-03: Prometheus takes the rules; each alert fires when it should, and clears.
+/// OP-04: Prometheus takes the rules; each alert fires when it should, and clears.
 #[test]
 fn the_rules_hold_what_they_promise() -> Result<()> {
     let Some(programs) = servers::variable(
