@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::world::{script::Stage, servers};
+use crate::world::{control_plane, script::Stage, servers};
 
 const NAMESPACE: &str = "carillon-it";
 const CRD: &str = "chatclusters.carillon.chat";
@@ -223,6 +223,7 @@ async fn helm_install_apply_chat_delete() -> Result<()> {
         return Ok(());
     };
     let kubernetes = &kubernetes;
+    let _definition = control_plane::DEFINITION.lock().await;
     kubernetes.run(&kubernetes.kubectl, &["create", "namespace", NAMESPACE])?;
     let chart = root()
         .join("charts/carillon-operator")

@@ -2,7 +2,10 @@
 
 use std::{
     convert::Infallible,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -25,6 +28,7 @@ pub struct Endpoint {
     base: String,
     secrets: tempfile::TempDir,
     got: Arc<Mutex<Vec<Push>>>,
+    status: Arc<AtomicU16>,
 }
 
 /// A push as it arrived.
@@ -37,17 +41,19 @@ pub struct Push {
 }
 
 impl Endpoint {
-    /// Listens on loopback; answers 201 to everything.
+    /// Listens on loopback; answers 201 to everything until told otherwise.
     pub async fn start() -> Result<Self> {
         let got: Arc<Mutex<Vec<Push>>> = Arc::default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let base = format!("http://{}", listener.local_addr()?);
         let keep = got.clone();
+        let status = Arc::new(AtomicU16::new(201));
+        let answers = status.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let keep = keep.clone();
+                let (keep, answers) = (keep.clone(), answers.clone());
                 let service = service_fn(move |request: Request<Incoming>| {
-                    let keep = keep.clone();
+                    let (keep, answers) = (keep.clone(), answers.clone());
                     async move {
                         let header = |name: &str| {
                             request
@@ -74,7 +80,7 @@ impl Endpoint {
                             .push(push);
                         Ok::<_, Infallible>(
                             Response::builder()
-                                .status(201)
+                                .status(answers.load(Ordering::Relaxed))
                                 .body(Full::<Bytes>::default())
                                 .expect("a plain response"),
                         )
@@ -97,7 +103,17 @@ impl Endpoint {
             secrets.path().join("vapid/subject"),
             "mailto:operator@example.com",
         )?;
-        Ok(Self { base, secrets, got })
+        Ok(Self {
+            base,
+            secrets,
+            got,
+            status,
+        })
+    }
+
+    /// The status of every answer from now on.
+    pub fn answer(&self, status: u16) {
+        self.status.store(status, Ordering::Relaxed);
     }
 
     /// The ChatCluster's part that pushes here.

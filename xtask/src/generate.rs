@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::cargo::Build;
-use crate::process;
+use crate::{dashboards, process};
 
 /// A committed file that one of our programs prints.
 struct Derived {
@@ -36,9 +36,9 @@ pub fn run(check: bool) -> Result<()> {
         command
             .args(["run", "--quiet", "-p", derived.package, "--"])
             .args(derived.arguments);
-        settle(derived, &process::output(&mut command)?, check)?;
+        settle(derived.file, &process::output(&mut command)?, check)?;
     }
-    Ok(())
+    settle_dashboards(check)
 }
 
 /// Compares the files with what the programs of this build print.
@@ -46,38 +46,40 @@ pub fn check_with(build: &Build) -> Result<()> {
     for derived in DERIVED {
         let mut command = std::process::Command::new(build.binary(derived.package)?);
         settle(
-            derived,
+            derived.file,
             &process::output(command.args(derived.arguments))?,
             true,
         )?;
     }
+    settle_dashboards(true)
+}
+
+fn settle_dashboards(check: bool) -> Result<()> {
+    for (name, text) in dashboards::all() {
+        let file = format!("charts/carillon-operator/dashboards/{name}.json");
+        settle(&file, &text, check)?;
+    }
     Ok(())
 }
 
-fn settle(derived: &Derived, text: &str, check: bool) -> Result<()> {
+fn settle(file: &str, text: &str, check: bool) -> Result<()> {
     let started = Instant::now();
     if text.trim().is_empty() {
-        bail!(
-            "`{} {}` printed nothing",
-            derived.package,
-            derived.arguments.join(" ")
-        );
+        bail!("nothing was printed for {file}");
     }
-    let path = process::root().join(derived.file);
+    let path = process::root().join(file);
     if std::fs::read_to_string(&path).is_ok_and(|present| present == text) {
-        eprintln!("    {}: up to date", derived.file);
+        eprintln!("    {file}: up to date");
         return Ok(());
     }
     if check {
         bail!(
-            "{} differs from what the code says: run `cargo xtask gen` and hand in the result",
-            derived.file
+            "{file} differs from what the code says: run `cargo xtask gen` and hand in the result"
         );
     }
     write(&path, text)?;
     eprintln!(
-        "    {}: written in {:.1} s",
-        derived.file,
+        "    {file}: written in {:.1} s",
         started.elapsed().as_secs_f64()
     );
     Ok(())

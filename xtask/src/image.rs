@@ -27,6 +27,9 @@ pub struct Options {
     /// Folder for the archives [default: images/ in the target folder]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Only this program's image: carillon or carillon-operator
+    #[arg(long, value_name = "PROGRAM", value_parser = ["carillon", "carillon-operator"])]
+    only: Option<String>,
     /// Optimise, as for a release
     #[arg(long)]
     release: bool,
@@ -61,7 +64,8 @@ const KINDS: &[Kind] = &[
 
 /// Builds static programs, writes their images, and says where.
 pub fn run(options: &Options) -> Result<()> {
-    for image in build(options.release, options.out.as_deref())? {
+    let only = options.only.as_deref();
+    for image in build(only, options.release, options.out.as_deref())? {
         let size = std::fs::metadata(&image.archive)?.len();
         println!(
             "{}  {}  {:.1} MB",
@@ -73,10 +77,11 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Builds static programs and writes their images: what users run is what the tests run.
-pub fn build(release: bool, out: Option<&Path>) -> Result<Vec<Image>> {
+/// Builds static programs, or only one of them, and writes their images: what users run is what the tests run.
+pub fn build(only: Option<&str>, release: bool, out: Option<&Path>) -> Result<Vec<Image>> {
     KINDS
         .iter()
+        .filter(|kind| only.is_none_or(|program| kind.program == program))
         .map(|kind| {
             let build = process::step(
                 &format!("build {} as a static program", kind.program),

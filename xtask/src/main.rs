@@ -4,6 +4,7 @@
 //! about the platform: no crate of the workspace is linked into it, so that it builds in seconds.
 
 mod cargo;
+mod dashboards;
 mod generate;
 mod image;
 mod libtest;

@@ -106,7 +106,7 @@ fn run_into(report: &mut Report, options: &Options) -> Result<()> {
     if options.fast {
         return run_tests(report, &build, &Servers::default(), options);
     }
-    let images = image::build(false, None)?;
+    let images = image::build(None, false, None)?;
     let cluster = if options.use_current_cluster {
         Cluster::Current
     } else {

@@ -118,6 +118,9 @@ impl RoutedMessages {
         credentials: Credentials,
         options: RoutedOptions,
     ) -> Self {
+        for code in [ErrorCode::NotOwner, ErrorCode::Unavailable] {
+            REROUTES.with_label_values(&[code.as_str()]);
+        }
         let (publish, view) = watch::channel(Arc::new(View::default()));
         let wanted = Arc::new(Notify::new());
         let total_deadline = options.total_deadline;

@@ -76,11 +76,15 @@ async fn answer(
                 serde_json::to_vec(&status).unwrap_or_default(),
             )
         }
-        "/metrics" => plain(
-            StatusCode::OK,
-            carillon_telemetry::metrics::CONTENT_TYPE,
-            carillon_telemetry::metrics::render(),
-        ),
+        "/metrics" => {
+            // Readiness is a metric too, and nobody else may have asked for it.
+            readiness.status().await;
+            plain(
+                StatusCode::OK,
+                carillon_telemetry::metrics::CONTENT_TYPE,
+                carillon_telemetry::metrics::render(),
+            )
+        }
         _ => plain(
             StatusCode::NOT_FOUND,
             "text/plain",

@@ -1,14 +1,30 @@
 //! Readiness: whether each dependency works, asked at most once a second however many ask (OPS-01).
 
 use std::{
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
 use carillon_domain::ports::Probe;
+use carillon_telemetry::metrics::{self, IntGaugeVec};
 use futures::future::join_all;
 use serde::Serialize;
 use tokio::sync::Mutex;
+
+static PROCESS_READY: LazyLock<IntGaugeVec> = LazyLock::new(|| {
+    metrics::int_gauge(
+        "carillon_ready",
+        "1 while the process wants work, 0 while it can't do it or is stopping.",
+        &["version"],
+    )
+});
+static DEPENDENCY_UP: LazyLock<IntGaugeVec> = LazyLock::new(|| {
+    metrics::int_gauge(
+        "carillon_dependency_up",
+        "1 while a store or peer answers, 0 otherwise; required: the process isn't ready without it.",
+        &["dependency", "required"],
+    )
+});
 
 const READY: &str = "ready";
 const DRAINING: &str = "draining";
@@ -96,6 +112,18 @@ impl Status {
     pub fn is_ready(&self) -> bool {
         self.status == READY
     }
+
+    fn count(&self) {
+        PROCESS_READY
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(self.is_ready().into());
+        for dependency in &self.dependencies {
+            let required = if dependency.required { "true" } else { "false" };
+            DEPENDENCY_UP
+                .with_label_values(&[dependency.name, required])
+                .set((dependency.status == UP).into());
+        }
+    }
 }
 
 /// Asks the dependencies.
@@ -138,6 +166,7 @@ impl Readiness {
             status,
             dependencies,
         };
+        status.count();
         *last = Some((Instant::now(), status.clone()));
         status
     }
@@ -208,6 +237,33 @@ mod tests {
             status.dependencies[1].detail.as_deref(),
             Some("scylla is not available")
         );
+    }
+
+    /// OPS-03: whoever scrapes sees what `/ready` shows.
+    #[tokio::test]
+    async fn dependencies_are_metrics() {
+        struct Counted;
+
+        #[async_trait::async_trait]
+        impl Probe for Counted {
+            fn name(&self) -> &'static str {
+                "counted"
+            }
+            async fn check(&self) -> Result<()> {
+                Err(Error::new(ErrorCode::Unavailable, "away"))
+            }
+        }
+
+        let dependencies = vec![Dependency::required(Arc::new(Counted))];
+        Readiness::new(dependencies, Default::default())
+            .status()
+            .await;
+        let shown = metrics::render();
+        assert!(
+            shown.contains("carillon_dependency_up{dependency=\"counted\",required=\"true\"} 0"),
+            "{shown}"
+        );
+        assert!(shown.contains("carillon_ready{version="), "{shown}");
     }
 
     /// OPS-01: what the process can do without is shown, and takes nothing away.

@@ -3,8 +3,8 @@
 //! Make each metric once, in a `LazyLock` static beside the code that counts. Names follow the Prometheus conventions:
 //! `carillon_<what>_<unit>`, `_total` for counters.
 
+pub use prometheus::{Histogram, HistogramVec, IntCounterVec, IntGaugeVec};
 use prometheus::{HistogramOpts, Opts, TextEncoder, core::Collector};
-pub use prometheus::{HistogramVec, IntCounterVec, IntGaugeVec};
 
 /// Bounds of duration histograms, in seconds: 0.5 ms to 10 s.
 pub const DURATION_BUCKETS: [f64; 14] = [

@@ -168,6 +168,9 @@ impl Auth {
         {
             return problem("limits of logins, attempts and devices must be at least 1");
         }
+        for outcome in ["success", "wrong", "limited", "overloaded", "error"] {
+            LOGINS.with_label_values(&[outcome]);
+        }
         Ok(Self {
             passwords: Passwords::new(&options.passwords).map_err(AuthOptionsError)?,
             public: keys.verifying_keys(),

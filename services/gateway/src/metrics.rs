@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use carillon_telemetry::metrics::{
-    HistogramVec, IntCounterVec, IntGaugeVec, histogram, int_counter, int_gauge,
+    Histogram, HistogramVec, IntCounterVec, IntGaugeVec, histogram, int_counter, int_gauge,
 };
 
 pub static HTTP_REQUESTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
@@ -32,6 +32,21 @@ pub static EVENTS_DELIVERED: LazyLock<IntCounterVec> = LazyLock::new(|| {
         "carillon_gateway_events_delivered_total",
         "Room events handed to sockets.",
         &[],
+    )
+});
+pub static DELIVERY_LATENCY: LazyLock<Histogram> = LazyLock::new(|| {
+    histogram(
+        "carillon_gateway_delivery_latency_seconds",
+        "Time from when a room's owner took an event until a gateway handed it to the sockets that follow the room, once per event and gateway; by the clocks of two machines.",
+        &[],
+    )
+    .with_label_values(&[] as &[&str])
+});
+pub static SENDS: LazyLock<HistogramVec> = LazyLock::new(|| {
+    histogram(
+        "carillon_gateway_send_duration_seconds",
+        "Time until a message's sender was answered, by outcome: stored, duplicate, refused (the sender's doing), failed (ours).",
+        &["outcome"],
     )
 });
 pub static EVENTS_SHED: LazyLock<IntCounterVec> = LazyLock::new(|| {
@@ -75,8 +90,15 @@ pub fn register() {
     LazyLock::force(&HTTP_REQUESTS);
     LazyLock::force(&HTTP_DURATION);
     LazyLock::force(&FRAMES_RECEIVED);
-    LazyLock::force(&SOCKETS_CLOSED);
     LazyLock::force(&RATE_LIMITED);
+    LazyLock::force(&DELIVERY_LATENCY);
+    // What alerts compare with what was before must be there before it happens for the first time.
+    for outcome in ["stored", "duplicate", "refused", "failed"] {
+        SENDS.with_label_values(&[outcome]);
+    }
+    for code in ["0", "4000", "4008", "4009"] {
+        SOCKETS_CLOSED.with_label_values(&[code]);
+    }
     // A metric without labels shows once its one child exists.
     SOCKETS.with_label_values(&[] as &[&str]);
     EVENTS_DELIVERED.with_label_values(&[] as &[&str]);

@@ -1,6 +1,6 @@
 //! What both REST and sockets do, with one meaning: thin compositions of the services.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use carillon_domain::{
     Error, ErrorCode, MessageId, Result, RoomId, UserId,
@@ -9,6 +9,8 @@ use carillon_domain::{
     services::{HistoryQuery, MessageService, RoomSummary, RoomView, SendOutcome},
 };
 use parking_lot::Mutex;
+
+use crate::metrics;
 
 /// How many pairs of people the cache of direct rooms remembers.
 const DIRECT_ROOMS_CACHED: usize = 100_000;
@@ -140,7 +142,12 @@ impl Chat {
     }
 
     pub async fn send(&self, actor: UserId, room: RoomId, draft: Draft) -> Result<SendOutcome> {
-        self.messages.send(actor, room, draft).await
+        let started = Instant::now();
+        let sent = self.messages.send(actor, room, draft).await;
+        metrics::SENDS
+            .with_label_values(&[outcome_of(&sent)])
+            .observe(started.elapsed().as_secs_f64());
+        sent
     }
 
     pub async fn message(&self, actor: UserId, id: MessageId) -> Result<Message> {
@@ -161,6 +168,21 @@ impl Chat {
     pub async fn delete(&self, actor: UserId, id: MessageId) -> Result<Message> {
         let place = self.messages.locate(id).await?;
         self.messages.delete(actor, place.room, id).await
+    }
+}
+
+/// What became of a send, as the metrics name it.
+fn outcome_of(sent: &Result<SendOutcome>) -> &'static str {
+    match sent {
+        Ok(sent) if sent.duplicate => "duplicate",
+        Ok(_) => "stored",
+        Err(error) => match error.code {
+            ErrorCode::NotOwner
+            | ErrorCode::Unavailable
+            | ErrorCode::DeadlineExceeded
+            | ErrorCode::Internal => "failed",
+            _ => "refused",
+        },
     }
 }
 
@@ -202,6 +224,20 @@ mod tests {
         rooms.put(last, RoomId::new());
         assert!(rooms.young.len() + rooms.old.len() <= DIRECT_ROOMS_CACHED);
         assert!(rooms.get(&last).is_some());
+    }
+
+    /// OPS-03: a failure of ours is told from what a sender did wrong.
+    #[test]
+    fn only_our_failures_count_as_failed() {
+        let failed: Vec<&str> = ErrorCode::ALL
+            .into_iter()
+            .filter(|code| outcome_of(&Err(Error::new(*code, ""))) == "failed")
+            .map(ErrorCode::as_str)
+            .collect();
+        assert_eq!(
+            failed,
+            ["not_owner", "unavailable", "deadline_exceeded", "internal"]
+        );
     }
 
     #[test]

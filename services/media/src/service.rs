@@ -69,6 +69,9 @@ impl MediaRole {
         clock: Arc<dyn Clock>,
         options: MediaOptions,
     ) -> Self {
+        for outcome in ["stored", "refused", "error"] {
+            UPLOADS.with_label_values(&[outcome]);
+        }
         Self {
             blobs,
             index,

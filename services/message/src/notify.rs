@@ -93,6 +93,12 @@ pub struct PushPorts {
 impl Notifier {
     /// Starts the tasks that publish signals and make push jobs; they end with the last handle.
     pub fn start(bus: Arc<dyn Bus>, ports: PushPorts) -> Self {
+        for kind in ["signal", "push"] {
+            DROPPED.with_label_values(&[kind, "full"]);
+        }
+        for outcome in ["queued", "unneeded", ErrorCode::Unavailable.as_str()] {
+            JOBS.with_label_values(&[outcome]);
+        }
         let (pushes, waiting) = mpsc::channel(WAITING);
         tokio::spawn(make_jobs(waiting, Arc::new(ports)));
         let lane = |_| {

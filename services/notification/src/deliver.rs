@@ -100,6 +100,16 @@ impl Providers {
         if let Some(fcm) = &options.fcm {
             check_base(&fcm.base_url, "FCM")?;
         }
+        for (provider, is_used) in [
+            (PushProvider::WebPush, options.web_push.is_some()),
+            (PushProvider::Fcm, options.fcm.is_some()),
+        ] {
+            for outcome in ["delivered", "gone", "rejected", "retry"] {
+                if is_used {
+                    DELIVERIES.with_label_values(&[provider.as_str(), outcome]);
+                }
+            }
+        }
         Ok(Self {
             clients: Clients::new(options.request_timeout, options.strangers_timeout)?,
             web_push: options.web_push,

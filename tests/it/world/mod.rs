@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod clock;
+pub mod control_plane;
 pub mod disk;
 pub mod platform;
 pub mod process;

@@ -42,7 +42,9 @@ pub struct Fallback {
 impl Fallback {
     /// `local` counts while `shared` fails; without it takes are refused then.
     pub fn new(shared: Arc<dyn RateLimiter>, local: Option<Arc<dyn RateLimiter>>) -> Self {
-        LazyLock::force(&UNSHARED);
+        for done in ["local", "refused"] {
+            UNSHARED.with_label_values(&[done]);
+        }
         Self {
             shared,
             local,

@@ -5,7 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use carillon_domain::{RoomId, Sequence, UserId, event::RoomEvent, signal::Topic};
+use carillon_domain::{
+    Clock, RoomId, Sequence, UserId, event::RoomEvent, signal::Topic, time::SystemClock,
+};
 use indexmap::IndexMap;
 use parking_lot::Mutex;
 
@@ -346,6 +348,10 @@ impl Room {
         metrics::EVENTS_DELIVERED
             .with_label_values(&[] as &[&str])
             .inc_by(delivered);
+        if delivered > 0 {
+            let age = SystemClock.now().since(event.time);
+            metrics::DELIVERY_LATENCY.observe(age.as_secs_f64());
+        }
         if let Some(user) = event.body.removes() {
             // Their leaving is the last that they see. Somebody who joined again is after this event.
             self.followers.retain(|_, follower| {
