@@ -55,6 +55,9 @@ impl Lane {
         self.stage.order(spec).await?;
         if self.replica.has_ended()? {
             self.replica.start()?;
+            if count.is_some() {
+                self.replica.let_end();
+            }
         }
         if let Some(count) = count {
             eventually("it is killed, or everything is as ordered", async || {
