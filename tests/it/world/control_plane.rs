@@ -1,4 +1,5 @@
-//! A namespace of a test's own on a real API server, and the operator as a process beside it. Whether pods run doesn't matter here.
+//! A namespace of a test's own on the control plane without a node, and the operator as a process beside it: no pods run there, and nobody but the
+//! test says how Jobs fare.
 
 use std::{
     path::{Path, PathBuf},
@@ -37,7 +38,7 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// The one that the environment names, or `None` after saying that `test` is skipped.
     pub async fn from_environment(test: &str) -> Result<Option<Self>> {
-        let names = ["CARILLON_TEST_KUBECONFIG", "CARILLON_TEST_KUBECTL"];
+        let names = ["CARILLON_TEST_CONTROL_PLANE", "CARILLON_TEST_KUBECTL"];
         let [Some(kubeconfig), Some(kubectl)] = names.map(|name| servers::variable(test, name))
         else {
             return Ok(None);
