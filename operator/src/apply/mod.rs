@@ -392,9 +392,10 @@ pub fn is_as_ordered(desired: &Deployment, live: &Deployment) -> bool {
     compare(desired, live) == Difference::None
 }
 
-/// Whether what a Job runs is what is ordered, whatever became of its other fields.
+/// Whether what a Job runs is what is ordered, whatever became of its other fields: of what we set only the template can't be changed.
 fn may_be_applied(desired: &Job, live: &Job) -> bool {
-    let template = |job: &Job| json!({ "spec": job.spec });
+    let template =
+        |job: &Job| json!({ "spec": { "template": job.spec.as_ref().map(|spec| &spec.template) } });
     difference(&template(desired), &template(live)) == Difference::None
 }
 
