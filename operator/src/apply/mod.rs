@@ -328,17 +328,45 @@ impl<'a> Applier<'a> {
                 ChangeAction::Created
             }
         };
+        let mut applied = self.server_side_apply(desired).await;
+        if live.is_some()
+            && let Err(kube::Error::Api(status)) = &applied
+            && status.code == 422
+        {
+            // Server-side apply finds a port by its number: one that somebody gave another number stays beside ours, and two of
+            // one name are refused. A merge replaces lists as a whole.
+            self.metrics.wrote(&K::kind(&()), "merge");
+            let parameters = PatchParams {
+                field_manager: Some(FIELD_MANAGER.to_owned()),
+                ..PatchParams::default()
+            };
+            self.api::<K>()
+                .patch(&name, &parameters, &Patch::Merge(with_hash(desired)))
+                .await
+                .map_err(|source| api_error(desired, source))?;
+            applied = self.server_side_apply(desired).await;
+        }
+        applied.map_err(|source| api_error(desired, source))?;
+        self.note(action, desired);
+        Ok(())
+    }
+
+    async fn server_side_apply<K>(&self, desired: &K) -> Result<K, kube::Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + Serialize
+            + DeserializeOwned,
+    {
         self.metrics.wrote(&K::kind(&()), "apply");
         self.api::<K>()
             .patch(
-                &name,
+                &desired.name_any(),
                 &PatchParams::apply(FIELD_MANAGER).force(),
                 &Patch::Apply(with_hash(desired)),
             )
             .await
-            .map_err(|source| api_error(desired, source))?;
-        self.note(action, desired);
-        Ok(())
     }
 
     async fn delete_unordered<K>(&mut self, desired: &[K], live: &[K]) -> Result<(), ApplyError>

@@ -161,6 +161,22 @@ fn walk(
     }
 }
 
+/// Whether every planned field has its value, and the operator owns no other one. A field that somebody removed and the API server
+/// put back by itself has the right value and is nobody's: there is nothing to mend.
+fn is_as_planned(plan: &BTreeMap<String, (String, Value)>, object: &DynamicObject) -> bool {
+    let found = owned(object);
+    let now = serde_json::to_value(object).unwrap_or_default();
+    found.keys().all(|path| plan.contains_key(path))
+        && plan
+            .iter()
+            .all(|(path, (pointer, value))| match found.get(path) {
+                Some((_, found)) => found == value,
+                None => now
+                    .pointer(pointer)
+                    .is_some_and(|found| value.is_null() || found == value),
+            })
+}
+
 /// What somebody might make of a field: other values first, then nothing at all.
 fn edits(value: &Value) -> Vec<Option<Value>> {
     let mut edits = Vec::new();
@@ -209,7 +225,13 @@ async fn edit(api: &Api<DynamicObject>, name: &str, pointer: &str, value: &Value
             ..PatchParams::default()
         };
         match api.patch(name, &parameters, &patch).await {
-            Ok(edited) if edited.resource_version() != before => return Ok(true),
+            Ok(edited) if edited.resource_version() != before => {
+                // It may have put back the value, and taken only our mark from the field.
+                let now = serde_json::to_value(&edited)?;
+                if value.is_null() || now.pointer(pointer) != Some(value) {
+                    return Ok(true);
+                }
+            }
             // Refused, or put back by the API server itself: a field with a default, for example.
             Ok(_) | Err(kube::Error::Api(_)) => {}
             Err(error) => return Err(error.into()),
@@ -257,17 +279,8 @@ async fn edited_fields_are_mended() -> Result<()> {
         edited += broken.len();
         for (child, path, since) in &broken {
             let (api, name) = place(&stage, child)?;
-            let wanted: BTreeMap<&String, &Value> = plans[*child]
-                .iter()
-                .map(|(path, (_, value))| (path, value))
-                .collect();
             eventually(&format!("{child} {path} is mended"), async || {
-                let found = owned(&api.get(&name).await?);
-                let found: BTreeMap<&String, &Value> = found
-                    .iter()
-                    .map(|(path, (_, value))| (path, value))
-                    .collect();
-                Ok(found == wanted)
+                Ok(is_as_planned(&plans[*child], &api.get(&name).await?))
             })
             .await
             .with_context(|| operator.said().lines().rev().take(5).collect::<String>())?;

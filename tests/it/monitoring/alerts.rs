@@ -231,13 +231,11 @@ async fn stores_that_break_are_told() -> Result<()> {
             &["CarillonAppendsSlow"],
         ),
         (
+            // How many signals are dropped depends on what is committed before the owners' leases end: too few, sometimes, for
+            // that alert.
             &networks.redis,
             Network::Cut,
-            &[
-                "CarillonStoreAway",
-                "CarillonLimitsUnshared",
-                "CarillonHintsDropped",
-            ],
+            &["CarillonStoreAway", "CarillonLimitsUnshared"],
         ),
         (
             &networks.rabbitmq,
