@@ -180,6 +180,8 @@ async fn establish(
     let mut connection = match connected {
         Ok(connection) => connection,
         Err(error) => {
+            // Saying goodbye may take a while, and others wait for their turn.
+            drop(slot);
             let error = usecases::shown(error);
             let frame = wire::error_frame(id.as_ref(), &error, None);
             let _ = tokio::time::timeout(CLOSING, ws.send(sent_alone(&frame))).await;
@@ -197,6 +199,7 @@ async fn establish(
     };
     if app.is_draining() {
         // The hub may have told its sockets already.
+        drop(slot);
         goodbye(&mut ws, CloseCode::Drain as u16, CloseCode::Drain.reason()).await;
         return Err(CloseCode::Drain as u16);
     }
