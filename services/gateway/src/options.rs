@@ -35,7 +35,7 @@ pub struct GatewayOptions {
     pub heartbeat: Duration,
     /// A socket without any frame for this long is dead.
     pub dead_after: Duration,
-    /// Frames waiting for one socket before it counts as too slow.
+    /// Frames waiting for one socket before it counts as too slow; eight times as many while its connection takes what it is given.
     pub send_buffer: usize,
     /// How long new requests are still answered when the gateway stops, so that whoever sends clients here can notice that it is
     /// not ready any more; at most a third of `drain`.

@@ -270,15 +270,17 @@ async fn make_jobs_of(ports: &PushPorts, commits: Vec<Committed>) {
             return;
         }
     };
-    for committed in commits {
+    // At once: while the queue is away each waits for its minute, and not for the minutes of those before it.
+    let pushes = commits.into_iter().map(|committed| {
         let span = committed.span.clone();
-        let push = async {
+        async {
             if let Err(error) = push(ports, committed, &offline).await {
                 failed(error);
             }
-        };
-        push.instrument(span).await;
-    }
+        }
+        .instrument(span)
+    });
+    futures::future::join_all(pushes).await;
 }
 
 /// Members without a live device, as of now; `None` if a message is no reason to push in this room.

@@ -314,7 +314,7 @@ fn purged_rows(view: &View<'_>, room: RoomId, from: Sequence, to: Sequence) -> R
     Ok((keys, all_sent))
 }
 
-/// The sender used the id at other places too, or nowhere else.
+/// Takes one place from those of a sender's id; the row goes with the last of them.
 fn forget_sent(
     transaction: &mut Transaction<'_>,
     key: Vec<u8>,
