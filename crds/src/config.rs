@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::chatcluster::{LimitAlgorithm, WithoutRedis};
 
@@ -17,6 +18,8 @@ pub const CONFIG_FILE: &str = "/etc/carillon/config.yaml";
 pub const SECRETS_DIR: &str = "/etc/carillon/secrets";
 /// Where a pod finds the public keys.
 pub const JWKS_DIR: &str = "/etc/carillon/jwks";
+/// Where a pod finds its certificate: `tls.crt`, `tls.key` and `ca.crt`.
+pub const TLS_DIR: &str = "/etc/carillon/tls";
 /// Where a media pod finds its directory store.
 pub const MEDIA_DIR: &str = "/var/lib/carillon/media";
 
@@ -53,6 +56,9 @@ pub struct PlatformConfig {
     pub peers: Option<Peers>,
     /// Keys that the cluster made for itself.
     pub keys: KeysConfig,
+    /// Mutual TLS between the roles; `None` leaves calls in plain text, known by the internal token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
     /// Traces and logs.
     pub telemetry: TelemetryConfig,
     /// Port of `/health`, `/ready` and `/metrics`. 0 takes any free port.
@@ -327,8 +333,58 @@ pub struct KeysConfig {
     pub signing_key_file: PathBuf,
     /// Public keys as a JWK set.
     pub jwks_file: PathBuf,
-    /// The token by which roles know each other: 64 hex digits.
-    pub internal_token_file: PathBuf,
+    /// The token by which roles know each other where there is no `tls`: 64 hex digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub internal_token_file: Option<PathBuf>,
+}
+
+/// Mutual TLS between the roles. The files may change while a process runs.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The process's own certificate chain, leaf first, PEM.
+    pub certificate_file: PathBuf,
+    /// Its private key, PEM.
+    pub key_file: PathBuf,
+    /// The authorities whose certificates count, PEM.
+    pub trust_file: PathBuf,
+    /// The DNS name in the certificate of each role.
+    pub names: TlsNames,
+}
+
+/// The DNS name in the certificate of each role.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TlsNames {
+    /// Of the gateway.
+    pub gateway: String,
+    /// Of auth.
+    pub auth: String,
+    /// Of message.
+    pub message: String,
+    /// Of presence.
+    pub presence: String,
+    /// Of media.
+    pub media: String,
+    /// Of notification.
+    pub notification: String,
+}
+
+/// Names of what a pod says it has in use, under `in_use` of `/ready`: there the operator sees that what it changed has arrived.
+pub mod in_use {
+    /// [`fingerprint`](super::fingerprint) of the certificate file.
+    pub const CERTIFICATE: &str = "tls.certificate";
+    /// [`fingerprint`](super::fingerprint) of the trust file.
+    pub const TRUST: &str = "tls.trust";
+    /// [`fingerprint`](super::fingerprint) of the JWK set.
+    pub const PUBLIC_KEYS: &str = "jwks";
+    /// `kid` of the key that signs tokens; of the auth role only.
+    pub const SIGNING_KEY: &str = "signing_key";
+}
+
+/// Tells a text of public certificates or keys from others: the first 64 bits of its SHA-256, in hex. White space around it doesn't count.
+pub fn fingerprint(text: &str) -> String {
+    hex::encode(&Sha256::digest(text.trim().as_bytes())[..8])
 }
 
 /// Traces and logs.

@@ -25,7 +25,8 @@ pub use chatcluster::*;
 pub use crd::{chart_values_schema_json, chat_cluster_crd, chat_cluster_crd_yaml};
 pub use file::{ChatClusterFileError, parse_chat_cluster};
 pub use mapping::{
-    Target, default_replicas, platform_config, service_name, supported_versions, validate_spec,
+    Target, certificate_name, default_replicas, platform_config, service_name, supported_versions,
+    validate_spec,
 };
 pub use problem::{FieldProblem, describe_problems};
 pub use quantity::{parse_bytes, parse_duration_seconds, parse_quantity};

@@ -80,6 +80,7 @@ pub fn platform_config(
         stores: stores(spec, &places, &mut check),
         peers: places.peers(),
         keys: places.keys(),
+        tls: places.tls(),
         telemetry: telemetry(spec, &places, &mut check),
         admin_port: 9090,
     };
@@ -662,7 +663,7 @@ impl Places<'_> {
         };
         let url = |role: Role, suffix: &str| {
             format!(
-                "http://{}{suffix}.{namespace}.svc:{}",
+                "https://{}{suffix}.{namespace}.svc:{}",
                 service_name(self.cluster_name, role),
                 role.port()
             )
@@ -677,6 +678,27 @@ impl Places<'_> {
         })
     }
 
+    fn tls(&self) -> Option<TlsConfig> {
+        let Target::Kubernetes { namespace } = self.target else {
+            return None;
+        };
+        let directory = Path::new(TLS_DIR);
+        let name = |role| certificate_name(self.cluster_name, namespace, role);
+        Some(TlsConfig {
+            certificate_file: directory.join("tls.crt"),
+            key_file: directory.join("tls.key"),
+            trust_file: directory.join("ca.crt"),
+            names: TlsNames {
+                gateway: name(Role::Gateway),
+                auth: name(Role::Auth),
+                message: name(Role::Message),
+                presence: name(Role::Presence),
+                media: name(Role::Media),
+                notification: name(Role::Notification),
+            },
+        })
+    }
+
     fn keys(&self) -> KeysConfig {
         match self.target {
             Target::Embedded { data_dir } => {
@@ -684,16 +706,21 @@ impl Places<'_> {
                 KeysConfig {
                     signing_key_file: keys.join("signing.pem"),
                     jwks_file: keys.join("jwks.json"),
-                    internal_token_file: keys.join("internal-token"),
+                    internal_token_file: Some(keys.join("internal-token")),
                 }
             }
             Target::Kubernetes { .. } => KeysConfig {
                 signing_key_file: Path::new(SECRETS_DIR).join("jwt/signing.pem"),
                 jwks_file: Path::new(JWKS_DIR).join("jwks.json"),
-                internal_token_file: Path::new(SECRETS_DIR).join("internal/token"),
+                internal_token_file: None,
             },
         }
     }
+}
+
+/// The DNS name in the certificate of `role`, which is also its Service's.
+pub fn certificate_name(cluster_name: &str, namespace: &str, role: Role) -> String {
+    format!("{}.{namespace}.svc", service_name(cluster_name, role))
 }
 
 /// The keyspace: as given, or from namespace and name. `__` between the two keeps `a-b`/`c` and `a`/`b-c` apart.

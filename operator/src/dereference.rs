@@ -15,20 +15,14 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{ListParams, PostParams};
+use kube::api::ListParams;
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 
 use crate::apply::difference::ORDER_HASH;
-use crate::build::{
-    self, INSTANCE_LABEL, Keys, MANAGED_BY, MANAGED_BY_LABEL, SIGNING_KEY, instance_selector,
-    internal_secret_name, jwt_secret_name,
-};
-use crate::keys;
-use crate::metrics::Metrics;
+use crate::build::{INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL, instance_selector};
 use crate::status::MissingSecret;
-use crate::validate::Order;
 
 /// The children that exist, by kind: those that carry the ChatCluster's labels and are owned by it or by nobody.
 #[derive(Clone, Debug, Default)]
@@ -101,87 +95,6 @@ pub async fn missing_secrets(
         }
     }
     Ok(missing)
-}
-
-/// Why the cluster's own keys can't be had.
-#[derive(Debug, thiserror::Error)]
-pub enum KeyError {
-    /// The API server refused.
-    #[error(transparent)]
-    Api(#[from] kube::Error),
-    /// The Secret exists, but somebody put something else in it.
-    #[error(
-        "Secret {secret}, key {key}: {source}; delete the Secret to have a new one made (it ends every session and restarts every pod)"
-    )]
-    Unusable {
-        /// Name of the Secret.
-        secret: String,
-        /// Key in the Secret.
-        key: &'static str,
-        /// What is wrong.
-        source: keys::UnusableKey,
-    },
-}
-
-/// The keys of the cluster. Makes the signing key and the internal token when they aren't there yet, and never
-/// overwrites one that is.
-pub async fn keys(client: &Client, metrics: &Metrics, order: &Order) -> Result<Keys, KeyError> {
-    let api: Api<Secret> = Api::namespaced(client.clone(), &order.namespace);
-    let name = internal_secret_name(&order.name);
-    let mut internal: Option<PartialObjectMeta<Secret>> = api.get_metadata_opt(&name).await?;
-    if internal.is_none() {
-        create_once(
-            &api,
-            metrics,
-            build::internal_secret(order, keys::new_internal_token()),
-        )
-        .await?;
-        // Read back: when two operators raced, the first one's token is the token.
-        internal = Some(api.get_metadata(&name).await?);
-    }
-    let internal_uid = internal
-        .and_then(|secret| secret.metadata.uid)
-        .unwrap_or_default();
-    let name = jwt_secret_name(&order.name);
-    let mut secret = api.get_opt(&name).await?;
-    if secret.is_none() {
-        create_once(
-            &api,
-            metrics,
-            build::jwt_secret(order, keys::new_signing_key_pem()),
-        )
-        .await?;
-        // As above.
-        secret = Some(api.get(&name).await?);
-    }
-    let pem = secret
-        .and_then(|secret| secret.data)
-        .and_then(|mut data| data.remove(SIGNING_KEY))
-        .map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned())
-        .unwrap_or_default();
-    let jwks = keys::jwks_of(&pem).map_err(|source| KeyError::Unusable {
-        secret: name,
-        key: SIGNING_KEY,
-        source,
-    })?;
-    Ok(Keys { jwks, internal_uid })
-}
-
-async fn create_once(
-    api: &Api<Secret>,
-    metrics: &Metrics,
-    secret: Secret,
-) -> Result<(), kube::Error> {
-    let parameters = PostParams {
-        field_manager: Some(crate::FIELD_MANAGER.to_owned()),
-        ..PostParams::default()
-    };
-    metrics.wrote("Secret", "create");
-    match api.create(&parameters, &secret).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-        Err(error) => Err(error),
-    }
 }
 
 async fn list<K>(client: &Client, cluster: &ChatCluster) -> Result<Vec<K>, kube::Error>

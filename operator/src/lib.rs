@@ -12,13 +12,16 @@
 
 pub mod apply;
 pub mod build;
+pub mod certificates;
 pub mod context;
 pub mod controller;
+pub mod credentials;
 pub mod dereference;
 pub mod http;
 pub mod keys;
 pub mod leader;
 pub mod metrics;
+pub mod pods;
 pub mod readiness;
 pub mod reconcile;
 pub mod settings;

@@ -11,6 +11,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
 
+use crate::pods::InUse;
+
 /// Longest wait for one pod's answer. A pod itself waits up to two seconds for a dependency.
 const TIMEOUT: Duration = Duration::from_secs(4);
 /// Largest answer that is read, bytes.
@@ -23,6 +25,8 @@ pub struct PodReadiness {
     pub pod: String,
     /// Those of its dependencies of which it knows; a first attempt that is under way has told nothing yet.
     pub dependencies: Vec<Dependency>,
+    /// What it has in use of keys and certificates that change.
+    pub in_use: InUse,
 }
 
 /// One dependency of a pod.
@@ -68,10 +72,11 @@ impl ReadinessClient {
                 .ok()?;
             parse(&body.to_bytes())
         };
-        let dependencies = tokio::time::timeout(TIMEOUT, answer).await.ok()??;
+        let (dependencies, in_use) = tokio::time::timeout(TIMEOUT, answer).await.ok()??;
         Some(PodReadiness {
             pod: pod.to_owned(),
             dependencies,
+            in_use,
         })
     }
 }
@@ -85,6 +90,8 @@ impl Default for ReadinessClient {
 #[derive(Deserialize)]
 struct Answer {
     dependencies: Vec<AnsweredDependency>,
+    #[serde(default)]
+    in_use: InUse,
 }
 
 #[derive(Deserialize)]
@@ -93,25 +100,24 @@ struct AnsweredDependency {
     status: String,
 }
 
-fn parse(body: &[u8]) -> Option<Vec<Dependency>> {
+fn parse(body: &[u8]) -> Option<(Vec<Dependency>, InUse)> {
     let answer: Answer = serde_json::from_slice(body).ok()?;
-    Some(
-        answer
-            .dependencies
-            .into_iter()
-            .filter_map(|dependency| {
-                let ready = match dependency.status.as_str() {
-                    "up" => true,
-                    "connecting" => return None,
-                    _ => false,
-                };
-                Some(Dependency {
-                    name: dependency.name,
-                    ready,
-                })
+    let dependencies = answer
+        .dependencies
+        .into_iter()
+        .filter_map(|dependency| {
+            let ready = match dependency.status.as_str() {
+                "up" => true,
+                "connecting" => return None,
+                _ => false,
+            };
+            Some(Dependency {
+                name: dependency.name,
+                ready,
             })
-            .collect(),
-    )
+        })
+        .collect();
+    Some((dependencies, answer.in_use))
 }
 
 #[cfg(test)]
@@ -158,7 +164,7 @@ mod tests {
     fn a_pod_that_has_just_started_complains_of_nothing() {
         let body = br#"{"status":"unready","dependencies":[{"name":"scylla","required":true,"status":"connecting","latency_ms":0},{"name":"redis","required":true,"status":"up","latency_ms":1}]}"#;
         assert_eq!(
-            parse(body).unwrap(),
+            parse(body).unwrap().0,
             [Dependency {
                 name: "redis".to_owned(),
                 ready: true

@@ -21,7 +21,8 @@ use crate::apply::{
 };
 use crate::build::{self, COMPONENT_LABEL, Children, MIGRATION_COMPONENT};
 use crate::context::{Context, reference_to};
-use crate::dereference::{self, KeyError, Live};
+use crate::credentials::{self, KeyError};
+use crate::dereference::{self, Live};
 use crate::readiness::PodReadiness;
 use crate::status::{Component, Migration, Observation, migration, status, unreadable};
 use crate::validate::{Order, order};
@@ -107,7 +108,9 @@ async fn reconcile_current(
     write_status(context, &cluster.metadata, cluster.status.as_ref(), status).await?;
     match failure {
         Some(error) => Err(error),
-        None if seen.is_settled() || seen.paused => Ok(Action::requeue(SETTLED_INTERVAL)),
+        None if (seen.is_settled() && !seen.rotating) || seen.paused => {
+            Ok(Action::requeue(SETTLED_INTERVAL))
+        }
         None => Ok(Action::requeue(UNSETTLED_INTERVAL)),
     }
 }
@@ -186,14 +189,27 @@ async fn bring_about(
     applier: &mut Applier<'_>,
     seen: &mut Observation,
 ) -> Result<(), ReconcileError> {
-    let keys = match dereference::keys(&context.client, &context.metrics, order).await {
-        Ok(keys) => keys,
+    let credentials = match credentials::credentials(context, applier.cluster, order).await {
+        Ok(credentials) => credentials,
         Err(error) => {
             seen.components = components_without_order(live);
             return Err(error.into());
         }
     };
-    let children = build::children(order, &keys);
+    seen.rotating = credentials.is_waiting;
+    for (reason, note) in credentials.steps {
+        let reference = reference_to(&applier.cluster.metadata);
+        tracing::info!(
+            namespace = order.namespace,
+            cluster = order.name,
+            reason,
+            "{note}"
+        );
+        context
+            .event(&reference, EventType::Normal, reason, "Rotate", None, note)
+            .await;
+    }
+    let children = build::children(order, &credentials.keys);
     // Until the end of this pass: what there is, measured by what is ordered.
     seen.components = components(order, &children, live);
     seen.migration = migration(find_job(&children, live));

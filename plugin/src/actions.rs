@@ -1,8 +1,7 @@
 //! What changes something, and logs.
 
-use std::io::{IsTerminal as _, Write as _};
-
 use anyhow::{Result, bail, ensure};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     Key, Role,
@@ -77,35 +76,34 @@ pub fn pause(kubectl: &Kubectl, name: Option<&str>, paused: bool) -> Result<()> 
     Ok(())
 }
 
-/// Deletes the Secret of a key; the operator makes it anew and rolls all pods.
-pub fn rotate(kubectl: &Kubectl, name: Option<&str>, key: Key, yes: bool) -> Result<()> {
+/// Asks the operator to replace a key, by an annotation with a value that it hasn't had yet.
+pub fn rotate(kubectl: &Kubectl, name: Option<&str>, key: Key) -> Result<()> {
     let cluster = kubectl.chat_cluster(name)?;
     let name = name_of(&cluster);
-    let (secret, effect) = match key {
+    let (what, course) = match key {
         Key::Jwt => (
-            format!("{name}-jwt"),
-            "all pods roll, and everybody logs in again",
+            "jwt",
+            "the new key signs in about five minutes; the one before it goes with the last token that it signed",
         ),
-        Key::Internal => (
-            format!("{name}-internal"),
-            "all pods roll; until that is done, calls between old and new pods are refused",
+        Key::Certificates => ("certificates", "pods take the new ones within two minutes"),
+        Key::Ca => (
+            "ca",
+            "first every pod believes both authorities, then all certificates change, then the old authority is forgotten: about five minutes",
         ),
     };
     if cluster["spec"]["paused"] == true {
-        bail!("{name} is paused: nobody would make the key anew; resume it first");
+        bail!("{name} is paused: nobody would replace the key; resume it first");
     }
-    if !yes {
-        ensure!(
-            std::io::stdin().is_terminal(),
-            "rotating needs --yes when nobody can be asked: {effect}"
-        );
-        eprint!("Make {secret} anew? Within a minute {effect}. Type yes: ");
-        std::io::stderr().flush()?;
-        let mut answer = String::new();
-        std::io::stdin().read_line(&mut answer)?;
-        ensure!(answer.trim() == "yes", "left as it is");
-    }
-    kubectl.output(&["delete", "secret", &secret])?;
-    println!("{secret} deleted; the operator makes it anew: {effect}");
+    let now = OffsetDateTime::now_utc().format(&Rfc3339)?;
+    kubectl.output(&[
+        "annotate",
+        "chatclusters.carillon.chat",
+        name,
+        &format!("carillon.chat/rotate-{what}={now}"),
+        "--overwrite",
+    ])?;
+    println!(
+        "{name}: rotation of {what} asked for; {course}. Each step is an Event: kubectl events --for chatcluster/{name}"
+    );
     Ok(())
 }

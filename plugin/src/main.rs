@@ -85,15 +85,12 @@ enum Task {
         /// Its name; may be left out if it is the only one in the namespace
         name: Option<String>,
     },
-    /// Have a key made anew; within a minute all pods roll
+    /// Have a key replaced while everything goes on: nobody is logged out, no pod restarts
     Rotate {
-        /// Which: jwt (everybody logs in again) or internal (calls between roles)
+        /// Which: jwt (signs tokens), certificates (of the roles), or ca (the authority, and all certificates with it)
         key: Key,
         /// The ChatCluster's name; may be left out if it is the only one in the namespace
         name: Option<String>,
-        /// Don't ask
-        #[arg(long)]
-        yes: bool,
     },
     /// Write what helps to find a fault into a tar.gz: objects, events, logs; no Secret's data, no token
     SupportBundle {
@@ -129,7 +126,8 @@ pub(crate) enum Role {
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum Key {
     Jwt,
-    Internal,
+    Certificates,
+    Ca,
 }
 
 impl Role {
@@ -178,7 +176,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Task::Restart { role, name } => actions::restart(&kubectl, name.as_deref(), role),
         Task::Pause { name } => actions::pause(&kubectl, name.as_deref(), true),
         Task::Resume { name } => actions::pause(&kubectl, name.as_deref(), false),
-        Task::Rotate { key, name, yes } => actions::rotate(&kubectl, name.as_deref(), key, yes),
+        Task::Rotate { key, name } => actions::rotate(&kubectl, name.as_deref(), key),
         Task::SupportBundle { name, file, tail } => {
             bundle::write(&kubectl, name.as_deref(), file, tail)
         }

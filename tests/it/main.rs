@@ -18,6 +18,7 @@ mod plans;
 mod plugin;
 mod push;
 mod real;
+mod rotation;
 mod stores_fail;
 mod tilt;
 mod traces;

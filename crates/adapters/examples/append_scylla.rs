@@ -42,7 +42,7 @@ async fn main() -> Result<(), Failure> {
         datacenter: None,
         keyspace: format!("append_{}", std::process::id()),
         replication_factor: 1,
-        credentials: None,
+        login: None,
     };
     migrate_with(&options).await?;
     let stores = connect(&options).await?;

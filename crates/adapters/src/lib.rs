@@ -6,8 +6,11 @@
 pub mod conformance;
 pub mod embedded;
 pub mod limits;
+mod login;
 pub mod object;
 mod observe;
 pub mod rabbitmq;
 pub mod redis;
 pub mod scylla;
+
+pub use login::{Login, UserPassword};

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status, transport::Channel};
 use uuid::Uuid;
 
 use crate::{
+    PeerRole,
     connection::{self, Connection, Credentials, For},
     gate::{Caller, handle},
     proto::auth::{
@@ -267,7 +268,8 @@ pub struct AuthClient {
 impl AuthClient {
     /// Connects to `endpoint` (such as `http://auth:50051`) on first use. Must be called within a runtime.
     pub fn connect_lazy(endpoint: &str, credentials: Credentials) -> Result<Self> {
-        let client = AuthServiceClient::new(connection::channel(endpoint)?);
+        let client =
+            AuthServiceClient::new(connection::channel(endpoint, PeerRole::Auth, &credentials)?);
         Ok(Self {
             rpc: Connection::new(
                 server::SERVICE_NAME,

@@ -7,16 +7,25 @@ use carillon_telemetry::propagation;
 use tonic::{
     Request, Response, Status,
     metadata::{Ascii, MetadataMap, MetadataValue},
-    transport::{Channel, Endpoint},
+    transport::{Channel, Endpoint, Uri},
 };
 use tracing::{Instrument, field};
 
-use crate::{gate, status};
+use crate::{
+    gate, status,
+    tls::{PeerRole, Tls},
+};
 
 /// What a role shows to others to be let in.
 #[derive(Clone)]
-pub struct Credentials {
-    token: MetadataValue<Ascii>,
+pub struct Credentials(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    /// A secret in each call's metadata.
+    Token(MetadataValue<Ascii>),
+    /// A certificate on each connection.
+    Certificate(Tls),
 }
 
 impl Credentials {
@@ -29,7 +38,19 @@ impl Credentials {
         })?;
         // Kept out of debug output and of header compression tables.
         token.set_sensitive(true);
-        Ok(Self { token })
+        Ok(Self(Kind::Token(token)))
+    }
+
+    /// The process's certificate; servers must prove that they are the role that is called.
+    pub fn mutual_tls(tls: Tls) -> Self {
+        Self(Kind::Certificate(tls))
+    }
+
+    fn scheme(&self) -> &'static str {
+        match self.0 {
+            Kind::Token(_) => "http",
+            Kind::Certificate(_) => "https",
+        }
     }
 }
 
@@ -53,29 +74,50 @@ pub(crate) struct Connection<C> {
     deadline: Duration,
 }
 
-/// A channel to one address, connected on first use and again whenever it breaks. Must be called within a runtime.
-pub(crate) fn channel(endpoint: &str) -> Result<Channel> {
+/// A channel to one address of `role`, connected on first use and again whenever it breaks. Must be called within a runtime.
+pub(crate) fn channel(
+    endpoint: &str,
+    role: PeerRole,
+    credentials: &Credentials,
+) -> Result<Channel> {
+    let scheme = credentials.scheme();
     let unfit = || {
         Error::invalid(
             "endpoint",
             format!(
-                "`{endpoint}` is no address of a gRPC server; one looks like http://auth:50051"
+                "`{endpoint}` is no address of a gRPC server; one looks like {scheme}://auth:50051"
             ),
         )
     };
     let made =
         Endpoint::from_shared(endpoint.to_owned()).map_err(|error| unfit().caused_by(error))?;
-    if made.uri().scheme_str() != Some("http") || made.uri().host().is_none() {
+    if made.uri().scheme_str() != Some(scheme) || made.uri().host().is_none() {
         return Err(unfit());
     }
-    Ok(made
+    let made = made
         .connect_timeout(Duration::from_secs(2))
         .tcp_nodelay(true)
         // A peer that vanished without a word is noticed before callers' deadlines pile up.
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5))
-        .keep_alive_while_idle(true)
-        .connect_lazy())
+        .keep_alive_while_idle(true);
+    Ok(match &credentials.0 {
+        Kind::Token(_) => made.connect_lazy(),
+        Kind::Certificate(tls) => {
+            let tls = tls.clone();
+            made.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
+                let tls = tls.clone();
+                async move {
+                    // In a URI an IPv6 address stands in brackets.
+                    let host = uri.host().unwrap_or_default();
+                    let host = host.trim_start_matches('[').trim_end_matches(']');
+                    let port = uri.port_u16().unwrap_or(443);
+                    let stream = tls.connect(host, port, role).await;
+                    stream.map(hyper_util::rt::TokioIo::new)
+                }
+            }))
+        }
+    })
 }
 
 impl<C: Clone> Connection<C> {
@@ -147,7 +189,9 @@ impl<C: Clone> Connection<C> {
 
 impl Credentials {
     fn write(&self, caller: For<'_>, metadata: &mut MetadataMap) -> Result<()> {
-        metadata.insert(gate::INTERNAL_TOKEN, self.token.clone());
+        if let Kind::Token(token) = &self.0 {
+            metadata.insert(gate::INTERNAL_TOKEN, token.clone());
+        }
         match caller {
             For::Nobody => {}
             For::User(user) => {
@@ -176,6 +220,10 @@ fn text(value: impl ToString) -> Result<MetadataValue<Ascii>> {
 mod tests {
     use super::*;
 
+    fn token() -> Credentials {
+        Credentials::internal("0123456789abcdef").unwrap()
+    }
+
     #[tokio::test]
     async fn unfit_addresses_are_refused_with_an_example() {
         for bad in [
@@ -185,14 +233,14 @@ mod tests {
             "http://",
             "not a uri",
         ] {
-            let error = channel(bad).unwrap_err();
+            let error = channel(bad, PeerRole::Auth, &token()).unwrap_err();
             assert_eq!(error.code, ErrorCode::InvalidRequest, "{bad}");
             assert!(
                 error.fields[0].detail.contains("http://auth:50051"),
                 "{bad}"
             );
         }
-        assert!(channel("http://[::1]:50051").is_ok());
+        assert!(channel("http://[::1]:50051", PeerRole::Auth, &token()).is_ok());
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What every call passes on its way in (AUTH-16, OPS-03, OPS-04): a span that joins the caller's trace, the question who calls,
 //! and the count of its outcome.
 //!
-//! Two ways in. The cluster's roles send `carillon-internal-token`, the secret that they share, and with it the identity that the
-//! gateway verified (EDGE-01). Everybody else sends `authorization: Bearer <access token>`. Nothing else is believed: identity
-//! metadata without the internal token is ignored.
+//! Two ways in. The cluster's roles prove themselves by their certificates, or on one machine by `carillon-internal-token`, a secret
+//! that they share; and they send the identity that the gateway verified (EDGE-01). Everybody else sends
+//! `authorization: Bearer <access token>`. Nothing else is believed: identity metadata of others is ignored.
 
 use std::{
     net::SocketAddr,
@@ -31,6 +31,7 @@ use crate::{
     methods::{self, Access, Method},
     status::status_from_error,
     strangers::Strangers,
+    tls::{Peer, Proven},
     values,
 };
 
@@ -69,7 +70,8 @@ static DURATION: LazyLock<HistogramVec> = LazyLock::new(|| {
 /// How servers learn who calls.
 #[derive(Clone)]
 pub struct InterceptorOptions {
-    internal_token: Arc<[u8]>,
+    /// `None` where roles are known by their certificates.
+    internal_token: Option<Arc<[u8]>>,
     verifier: Arc<dyn TokenVerifier>,
     strangers: Option<Strangers>,
 }
@@ -80,10 +82,20 @@ impl InterceptorOptions {
     pub fn new(internal_token: &str, verifier: Arc<dyn TokenVerifier>) -> Result<Self> {
         check_internal_token(internal_token)?;
         Ok(Self {
-            internal_token: internal_token.as_bytes().into(),
+            internal_token: Some(internal_token.as_bytes().into()),
             verifier,
             strangers: None,
         })
+    }
+
+    /// Roles are known by the certificates of their connections ([`crate::ServeOptions::tls`]), each for what it has to do with the
+    /// service; `verifier` checks the access tokens of everybody else.
+    pub fn mutual_tls(verifier: Arc<dyn TokenVerifier>) -> Self {
+        Self {
+            internal_token: None,
+            verifier,
+            strangers: None,
+        }
     }
 
     /// Limits how often one address may call the methods that need no credentials (logins, codes, refreshes); `None` is no limit. The
@@ -167,10 +179,18 @@ async fn admit(
     method: Option<&Method>,
     headers: &HeaderMap,
     peer: Option<SocketAddr>,
+    proven: Proven,
 ) -> Result<Caller> {
     let access = method.map_or(Access::Authenticated, |method| method.access);
-    if let Some(token) = headers.get(INTERNAL_TOKEN) {
-        if !bool::from(token.as_bytes().ct_eq(&options.internal_token)) {
+    let callers = method.map_or(&[][..], |method| method.callers);
+    if proven.is_one_of(callers) {
+        return role(headers);
+    }
+    if proven.is_any() && access != Access::Public {
+        return Err(Error::denied("this role has no business with this service"));
+    }
+    if let (Some(expected), Some(token)) = (&options.internal_token, headers.get(INTERNAL_TOKEN)) {
+        if !bool::from(token.as_bytes().ct_eq(expected)) {
             return Err(Error::unauthenticated("the internal token is not valid"));
         }
         return role(headers);
@@ -289,11 +309,17 @@ where
         let recorded = span.clone();
         let answer = async move {
             let started = Instant::now();
-            let peer = request
-                .extensions()
-                .get::<TcpConnectInfo>()
-                .and_then(TcpConnectInfo::remote_addr);
-            let response = match admit(&options, method, request.headers(), peer).await {
+            let extensions = request.extensions();
+            let (peer, proven) = match extensions.get::<Peer>() {
+                Some(peer) => (Some(peer.address), peer.roles),
+                None => {
+                    let plain = extensions.get::<TcpConnectInfo>();
+                    let address = plain.and_then(TcpConnectInfo::remote_addr);
+                    (address, Proven::default())
+                }
+            };
+            let headers = request.headers();
+            let response = match admit(&options, method, headers, peer, proven).await {
                 Ok(caller) => {
                     if let Ok(identity) = caller.identity() {
                         request.extensions_mut().insert(identity);

@@ -6,7 +6,7 @@
 //! replica that owns a room.
 //!
 //! It decides nothing about chats, verifies no token itself (a [`TokenVerifier`](carillon_domain::services::TokenVerifier) is handed
-//! in), and ends no TLS.
+//! in), and makes no certificates.
 
 mod auth;
 mod connection;
@@ -22,6 +22,7 @@ mod routed;
 mod serve;
 pub mod status;
 mod strangers;
+mod tls;
 mod values;
 
 #[cfg(test)]
@@ -37,3 +38,4 @@ pub use people::{PeopleClient, PeopleServer};
 pub use presence::{PresenceClient, PresenceServer};
 pub use routed::{RoutedMessages, RoutedOptions};
 pub use serve::{RoleServices, ServeOptions, Serving, serve};
+pub use tls::{PeerRole, RoleNames, Tls};

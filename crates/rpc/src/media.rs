@@ -14,6 +14,7 @@ use carillon_domain::{
 use tonic::{Request, Response, Status, transport::Channel};
 
 use crate::{
+    PeerRole,
     connection::{self, Connection, Credentials, For},
     gate::handle,
     proto::media::{
@@ -119,8 +120,12 @@ pub struct MediaClient {
 impl MediaClient {
     /// Connects to `endpoint` (such as `http://media:50051`) on first use. Must be called within a runtime.
     pub fn connect_lazy(endpoint: &str, credentials: Credentials) -> Result<Self> {
-        let client = MediaServiceClient::new(connection::channel(endpoint)?)
-            .max_decoding_message_size(MAX_ANSWER);
+        let client = MediaServiceClient::new(connection::channel(
+            endpoint,
+            PeerRole::Media,
+            &credentials,
+        )?)
+        .max_decoding_message_size(MAX_ANSWER);
         let connection = |deadline| {
             Connection::new(
                 server::SERVICE_NAME,

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::LazyLock};
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 
-use crate::proto;
+use crate::{proto, tls::PeerRole};
 
 /// Who may call a method.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,8 +25,25 @@ pub(crate) struct Method {
     pub(crate) service: String,
     pub(crate) name: String,
     pub(crate) access: Access,
+    /// The roles that call it, where roles are known by their certificates.
+    pub(crate) callers: &'static [PeerRole],
     /// Whether calls from outside the cluster are counted by address.
     pub(crate) guessable: bool,
+}
+
+/// Which roles call which service. Whoever breaks into one role can't speak for it to services that it has no business with.
+fn callers_of(service: &str) -> &'static [PeerRole] {
+    match service {
+        "carillon.message.v1.MessageService" => {
+            &[PeerRole::Gateway, PeerRole::Message, PeerRole::Media]
+        }
+        "carillon.presence.v1.PresenceService" => &[PeerRole::Gateway, PeerRole::Message],
+        "carillon.auth.v1.AuthService"
+        | "carillon.people.v1.PeopleService"
+        | "carillon.media.v1.MediaService"
+        | "carillon.notification.v1.NotificationService" => &[PeerRole::Gateway],
+        _ => &[],
+    }
 }
 
 /// Methods that need no credentials (AUTH-16).
@@ -99,6 +116,7 @@ fn methods_of(file: prost_types::FileDescriptorProto) -> Vec<(String, Method)> {
                 service: service_name.clone(),
                 name: method.name().to_owned(),
                 access,
+                callers: callers_of(&service_name),
                 guessable: GUESSABLE.contains(&path.as_str()),
             };
             methods.push((path, method));
@@ -144,7 +162,7 @@ mod tests {
     fn who_may_call_what() {
         let mut table: Vec<_> = METHODS
             .iter()
-            .map(|(path, method)| format!("{:?} {path}", method.access))
+            .map(|(path, method)| format!("{:?} {path} {:?}", method.access, method.callers))
             .collect();
         table.sort();
         insta::assert_snapshot!(table.join("\n"));

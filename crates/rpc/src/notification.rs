@@ -12,6 +12,7 @@ use carillon_domain::{
 use tonic::{Request, Response, Status, transport::Channel};
 
 use crate::{
+    PeerRole,
     connection::{self, Connection, Credentials, For},
     gate::handle,
     proto::notification::{
@@ -77,7 +78,11 @@ pub struct NotificationClient {
 impl NotificationClient {
     /// Connects to `endpoint` (such as `http://notification:50051`) on first use. Must be called within a runtime.
     pub fn connect_lazy(endpoint: &str, credentials: Credentials) -> Result<Self> {
-        let client = NotificationServiceClient::new(connection::channel(endpoint)?);
+        let client = NotificationServiceClient::new(connection::channel(
+            endpoint,
+            PeerRole::Notification,
+            &credentials,
+        )?);
         Ok(Self {
             rpc: Connection::new(
                 server::SERVICE_NAME,

@@ -11,6 +11,7 @@ use carillon_domain::{
 use tonic::{Request, Response, Status, transport::Channel};
 
 use crate::{
+    PeerRole,
     connection::{self, Connection, Credentials, For},
     gate::handle,
     proto::people::{
@@ -162,7 +163,8 @@ pub struct PeopleClient {
 impl PeopleClient {
     /// Connects to `endpoint` (such as `http://auth:50051`) on first use. Must be called within a runtime.
     pub fn connect_lazy(endpoint: &str, credentials: Credentials) -> Result<Self> {
-        let client = PeopleServiceClient::new(connection::channel(endpoint)?);
+        let client =
+            PeopleServiceClient::new(connection::channel(endpoint, PeerRole::Auth, &credentials)?);
         Ok(Self {
             rpc: Connection::new(
                 server::SERVICE_NAME,

@@ -11,6 +11,7 @@ use carillon_domain::{
 use tonic::{Request, Response, Status, transport::Channel};
 
 use crate::{
+    PeerRole,
     connection::{self, Connection, Credentials, For},
     gate::{Caller, handle},
     proto::presence::{
@@ -100,7 +101,11 @@ pub struct PresenceClient {
 impl PresenceClient {
     /// Connects to `endpoint` (such as `http://presence:50051`) on first use. Must be called within a runtime.
     pub fn connect_lazy(endpoint: &str, credentials: Credentials) -> Result<Self> {
-        let client = PresenceServiceClient::new(connection::channel(endpoint)?);
+        let client = PresenceServiceClient::new(connection::channel(
+            endpoint,
+            PeerRole::Presence,
+            &credentials,
+        )?);
         Ok(Self {
             rpc: Connection::new(
                 server::SERVICE_NAME,

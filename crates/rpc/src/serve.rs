@@ -14,7 +14,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     AuthServer, InterceptorOptions, MediaServer, MessageServer, NotificationServer, PeopleServer,
-    PresenceServer, gate::GateLayer, proto,
+    PresenceServer, Tls, gate::GateLayer, proto,
 };
 
 /// Calls in flight per connection; further ones wait. A gateway has one connection to each replica.
@@ -45,6 +45,8 @@ pub struct RoleServices {
 pub struct ServeOptions {
     /// Who is let in.
     pub interceptor: InterceptorOptions,
+    /// The process's certificate, and whose certificates it believes; `None` serves plain text. Default: none.
+    pub tls: Option<Tls>,
     /// How long connections are still accepted after the stop, so that nobody finds the port closed before they could know;
     /// at most a third of `drain`. Default: not at all.
     pub lead: Duration,
@@ -57,6 +59,7 @@ impl ServeOptions {
     pub fn new(interceptor: InterceptorOptions) -> Self {
         Self {
             interceptor,
+            tls: None,
             lead: Duration::ZERO,
             drain: Duration::from_secs(10),
         }
@@ -137,17 +140,26 @@ pub async fn serve(
         tokio::time::sleep(lead).await;
     };
     // One layer before all services: none can be mounted without it.
-    let server = Server::builder()
+    let router = Server::builder()
         .layer(GateLayer(options.interceptor))
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(MAX_CALLS_PER_CONNECTION as u32)
         .concurrency_limit_per_connection(MAX_CALLS_PER_CONNECTION)
-        .add_routes(mounted.routes)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            closing,
-        );
+        .add_routes(mounted.routes);
+    let server = async {
+        match options.tls {
+            Some(tls) => {
+                router
+                    .serve_with_incoming_shutdown(tls.incoming(listener), closing)
+                    .await
+            }
+            None => {
+                let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+                router.serve_with_incoming_shutdown(incoming, closing).await
+            }
+        }
+    };
     let drained = async {
         stop.cancelled().await;
         tokio::time::sleep(options.drain).await;

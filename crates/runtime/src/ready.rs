@@ -1,6 +1,7 @@
 //! Readiness: whether each dependency works, asked at most once a second however many ask (OPS-01).
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
@@ -98,6 +99,29 @@ pub struct DependencyStatus {
     pub detail: Option<String>,
 }
 
+/// What the process has in use of the keys and certificates that may change while it runs: public names or fingerprints of them, never the
+/// things themselves. Clones are handles of the same thing.
+#[derive(Clone, Debug, Default)]
+pub struct InUse(Arc<std::sync::Mutex<BTreeMap<&'static str, String>>>);
+
+impl InUse {
+    /// From now on.
+    pub fn set(&self, name: &'static str, fingerprint: impl Into<String>) {
+        self.lock().insert(name, fingerprint.into());
+    }
+
+    fn now(&self) -> BTreeMap<&'static str, String> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, String>> {
+        // A map is whole whoever panicked.
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
 /// The process's state as `/ready` shows it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
@@ -105,6 +129,9 @@ pub struct Status {
     pub status: &'static str,
     /// Each dependency.
     pub dependencies: Vec<DependencyStatus>,
+    /// See [`InUse`].
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub in_use: BTreeMap<&'static str, String>,
 }
 
 impl Status {
@@ -130,6 +157,7 @@ impl Status {
 pub struct Readiness {
     dependencies: Vec<Dependency>,
     stop: tokio_util::sync::CancellationToken,
+    in_use: InUse,
     // Held while asking, on purpose: everybody who asks meanwhile gets the same answer.
     last: Mutex<Option<(Instant, Status)>>,
 }
@@ -140,8 +168,16 @@ impl Readiness {
         Self {
             dependencies,
             stop,
+            in_use: InUse::default(),
             last: Mutex::new(None),
         }
+    }
+
+    /// Shows what is in use as well.
+    #[must_use]
+    pub fn showing(mut self, in_use: InUse) -> Self {
+        self.in_use = in_use;
+        self
     }
 
     /// The state now, at most a second old.
@@ -165,6 +201,7 @@ impl Readiness {
         let status = Status {
             status,
             dependencies,
+            in_use: self.in_use.now(),
         };
         status.count();
         *last = Some((Instant::now(), status.clone()));

@@ -1,4 +1,4 @@
-//! The configuration that every role reads, and the public keys.
+//! The configuration that every role reads, the public keys, and the authorities that integrators know the gRPC servers by.
 //!
 //! The configuration's ConfigMap is named by its content and immutable: a change makes a new one, pods of the old
 //! template keep the one they were started with, and a roll-back finds it again.
@@ -8,13 +8,15 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::labels::metadata;
-use super::short_hash;
+use super::{Keys, short_hash};
 use crate::validate::Order;
 
 pub(super) const CONFIG_KEY: &str = "config.yaml";
+/// What integrators mount to know the gRPC servers by; `docs/api.md` names it.
+const TRUST_KEY: &str = "ca.crt";
 pub(super) const JWKS_KEY: &str = "jwks.json";
 
-pub(super) fn build(order: &Order, jwks: &str) -> Vec<ConfigMap> {
+pub(super) fn build(order: &Order, keys: &Keys) -> Vec<ConfigMap> {
     vec![
         ConfigMap {
             metadata: metadata(order, config_name(order), None),
@@ -27,7 +29,12 @@ pub(super) fn build(order: &Order, jwks: &str) -> Vec<ConfigMap> {
         },
         ConfigMap {
             metadata: metadata(order, jwks_name(order), None),
-            data: Some(BTreeMap::from([(JWKS_KEY.to_owned(), jwks.to_owned())])),
+            data: Some(BTreeMap::from([(JWKS_KEY.to_owned(), keys.jwks.clone())])),
+            ..ConfigMap::default()
+        },
+        ConfigMap {
+            metadata: metadata(order, format!("{}-ca", order.name), None),
+            data: Some(BTreeMap::from([(TRUST_KEY.to_owned(), keys.trust.clone())])),
             ..ConfigMap::default()
         },
     ]
@@ -49,11 +56,11 @@ pub(super) fn jwks_name(order: &Order) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::build::tests::{FULL, SMALL, order_of, yaml_of};
+    use crate::build::tests::{FULL, SMALL, keys, order_of, yaml_of};
 
     #[test]
     fn config_maps() {
-        insta::assert_snapshot!(yaml_of(&super::build(&order_of(FULL), r#"{"keys":[]}"#)));
+        insta::assert_snapshot!(yaml_of(&super::build(&order_of(FULL), &keys())));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::labels::{labels, match_labels, metadata, selector};
 use super::pod::{Volumes, container_security, environment, image_pull_secrets, pod_security};
 use super::service::port_name;
-use super::{Keys, object, object_name, replicas, short_hash};
+use super::{object, object_name, replicas, short_hash};
 use crate::validate::Order;
 
 /// Seconds a pod gets beyond its drain time to flush and close its stores.
@@ -17,10 +17,8 @@ const CLOSING_SECONDS: u64 = 20;
 
 /// Annotation of a pod template with the hash of the configuration its pods were started with.
 const CONFIG_HASH: &str = "carillon.chat/config-hash";
-/// Annotation of a pod template with the hash of the keys its pods were started with: they read them once.
-const KEYS_HASH: &str = "carillon.chat/keys-hash";
 
-pub(super) fn build(order: &Order, role: Role, keys: &Keys) -> Deployment {
+pub(super) fn build(order: &Order, role: Role) -> Deployment {
     let mut deployment: Deployment = object(json!({
         "metadata": metadata(order, object_name(order, role), Some(role.name())),
         "spec": {
@@ -29,7 +27,7 @@ pub(super) fn build(order: &Order, role: Role, keys: &Keys) -> Deployment {
             "progressDeadlineSeconds": 300,
             "strategy": strategy(order, role),
             "template": {
-                "metadata": { "labels": labels(order, role.name()), "annotations": annotations(order, keys) },
+                "metadata": { "labels": labels(order, role.name()), "annotations": annotations(order) },
                 "spec": pod(order, role),
             },
         },
@@ -52,10 +50,9 @@ fn strategy(order: &Order, role: Role) -> Value {
     json!({ "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 0, "maxSurge": 1 } })
 }
 
-fn annotations(order: &Order, keys: &Keys) -> Value {
+fn annotations(order: &Order) -> Value {
     json!({
         CONFIG_HASH: short_hash(&order.config.to_yaml()),
-        KEYS_HASH: keys.hash(),
         "prometheus.io/scrape": "true",
         "prometheus.io/port": order.config.admin_port.to_string(),
         "prometheus.io/path": "/metrics",
@@ -164,52 +161,48 @@ fn resources(order: &Order, role: Role) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::tests::{FULL, SMALL, keys, order_of, yaml_of};
+    use crate::build::tests::{FULL, SMALL, order_of, yaml_of};
 
     #[test]
     fn gateway_under_an_autoscaler() {
-        insta::assert_snapshot!(yaml_of(&build(&order_of(FULL), Role::Gateway, &keys())));
+        insta::assert_snapshot!(yaml_of(&build(&order_of(FULL), Role::Gateway)));
     }
 
     #[test]
     fn auth() {
-        insta::assert_snapshot!(yaml_of(&build(&order_of(FULL), Role::Auth, &keys())));
+        insta::assert_snapshot!(yaml_of(&build(&order_of(FULL), Role::Auth)));
     }
 
     #[test]
     fn message() {
-        insta::assert_snapshot!(yaml_of(&build(&order_of(SMALL), Role::Message, &keys())));
+        insta::assert_snapshot!(yaml_of(&build(&order_of(SMALL), Role::Message)));
     }
 
     #[test]
     fn presence() {
-        insta::assert_snapshot!(yaml_of(&build(&order_of(SMALL), Role::Presence, &keys())));
+        insta::assert_snapshot!(yaml_of(&build(&order_of(SMALL), Role::Presence)));
     }
 
     #[test]
     fn media_on_an_ephemeral_directory() {
-        insta::assert_snapshot!(yaml_of(&build(&order_of(SMALL), Role::Media, &keys())));
+        insta::assert_snapshot!(yaml_of(&build(&order_of(SMALL), Role::Media)));
     }
 
     #[test]
     fn media_on_s3() {
-        insta::assert_snapshot!(yaml_of(&build(&order_of(FULL), Role::Media, &keys())));
+        insta::assert_snapshot!(yaml_of(&build(&order_of(FULL), Role::Media)));
     }
 
     #[test]
     fn notification() {
-        insta::assert_snapshot!(yaml_of(&build(
-            &order_of(FULL),
-            Role::Notification,
-            &keys()
-        )));
+        insta::assert_snapshot!(yaml_of(&build(&order_of(FULL), Role::Notification)));
     }
 
     #[test]
     fn a_pod_is_given_more_time_than_its_drain() {
         for spec in [SMALL, FULL] {
             let order = order_of(spec);
-            let grace = build(&order, Role::Gateway, &keys())
+            let grace = build(&order, Role::Gateway)
                 .spec
                 .template
                 .spec
@@ -225,7 +218,7 @@ mod tests {
             "{ephemeral: true}",
             "{persistentVolumeClaim: {claimName: files}}",
         ));
-        let strategy = |role: Role| build(&order, role, &keys()).spec.strategy.unwrap();
+        let strategy = |role: Role| build(&order, role).spec.strategy.unwrap();
         assert_eq!(strategy(Role::Media).type_.as_deref(), Some("Recreate"));
         assert!(strategy(Role::Media).rolling_update.is_none());
         assert_eq!(
@@ -240,7 +233,7 @@ mod tests {
             "media: {store: {s3: {bucket: town, endpoint: 'https://s3.example.com', secretName: s3}}}",
             "media: {store: {directory: {persistentVolumeClaim: {claimName: files}}}}",
         ));
-        let deployment = build(&order, Role::Media, &keys());
+        let deployment = build(&order, Role::Media);
         let strategy = deployment.spec.strategy.unwrap();
         assert_eq!(strategy.type_.as_deref(), Some("RollingUpdate"));
         let pod = deployment.spec.template.spec.unwrap();

@@ -31,14 +31,18 @@ pub use labels::{
     VERSION_LABEL, instance_selector,
 };
 pub use migration_job::name as migration_job_name;
-pub use secret::{SIGNING_KEY, internal_secret, internal_secret_name, jwt_secret, jwt_secret_name};
+pub use secret::{
+    AUTHORITY_CERTIFICATE, AUTHORITY_KEY, NEXT_SIGNING_KEY, SIGNING_KEY, TRUST,
+    authority_secret_name, certificate_key, certificate_names, jwt_secret_name, own_secret,
+    private_key_key, tls_secret_name,
+};
 
-/// Everything that an order wants to exist, but for the two Secrets that are made once ([`jwt_secret`], [`internal_secret`]).
+/// Everything that an order wants to exist, but for the Secrets of [`crate::credentials`].
 #[derive(Clone, Debug)]
 pub struct Children {
     /// One per role, and one for the migration.
     pub service_accounts: Vec<ServiceAccount>,
-    /// The configuration and the public keys.
+    /// The configuration, the public keys, and the authorities for integrators.
     pub config_maps: Vec<ConfigMap>,
     /// One per role, and the headless one of the message role.
     pub services: Vec<Service>,
@@ -56,35 +60,27 @@ pub struct Children {
     pub ingresses: Vec<Ingress>,
 }
 
-/// The keys of an order's two Secrets, as far as the operator knows them.
+/// What is public of an order's keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
-    /// The public half of the signing key, as a JWK set.
+    /// The public halves of the keys that sign tokens, did or will, as a JWK set.
     pub jwks: String,
-    /// Uid of the Secret with the internal token. The Secret is immutable, so another token is another uid; the token
-    /// itself is never read.
-    pub internal_uid: String,
-}
-
-impl Keys {
-    /// Tells these keys from any others.
-    fn hash(&self) -> String {
-        short_hash(&format!("{}\n{}", self.jwks, self.internal_uid))
-    }
+    /// The authorities whose certificates the roles have, PEM.
+    pub trust: String,
 }
 
 /// The children of `order`, with the keys of its Secrets.
 pub fn children(order: &Order, keys: &Keys) -> Children {
     Children {
         service_accounts: service_account::build(order),
-        config_maps: config_map::build(order, &keys.jwks),
+        config_maps: config_map::build(order, keys),
         services: service::build(order),
         network_policies: network_policy::build(order),
         pod_disruption_budgets: pod_disruption_budget::build(order),
         migration_job: migration_job::build(order),
         deployments: Role::ALL
             .iter()
-            .map(|role| deployment::build(order, *role, keys))
+            .map(|role| deployment::build(order, *role))
             .collect(),
         autoscalers: autoscaler::build(order),
         ingresses: ingress::build(order),
@@ -212,7 +208,7 @@ rabbitmq: {external: {secretName: rabbit}}
     pub(crate) fn keys() -> Keys {
         Keys {
             jwks: r#"{"keys":[]}"#.to_owned(),
-            internal_uid: "66666666-7777-8888-9999-000000000000".to_owned(),
+            trust: "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_owned(),
         }
     }
 
@@ -284,9 +280,9 @@ rabbitmq: {external: {secretName: rabbit}}
         }
     }
 
-    /// Roles read their keys once, at start: pods with other keys refuse each other, so all are made anew.
+    /// Pods follow their keys and certificates while they run: a rotation rolls none.
     #[test]
-    fn a_secret_that_is_made_anew_rolls_every_pod() {
+    fn other_keys_roll_no_pod() {
         let templates = |keys: &Keys| -> Vec<String> {
             children(&order_of(SMALL), keys)
                 .deployments
@@ -294,20 +290,39 @@ rabbitmq: {external: {secretName: rabbit}}
                 .map(|deployment| yaml_of(&deployment.spec.template))
                 .collect()
         };
-        let before = templates(&keys());
-        assert_eq!(before, templates(&keys()));
-        let other_signing_key = Keys {
+        let others = Keys {
             jwks: r#"{"keys":[{}]}"#.to_owned(),
-            ..keys()
+            trust: "other".to_owned(),
         };
-        let other_internal_token = Keys {
-            internal_uid: "other".to_owned(),
-            ..keys()
-        };
-        for changed in [other_signing_key, other_internal_token] {
-            for (before, after) in before.iter().zip(templates(&changed)) {
-                assert_ne!(*before, after);
+        assert_eq!(templates(&keys()), templates(&others));
+    }
+
+    /// Each role is given its own private key, and none the authority's.
+    #[test]
+    fn a_pod_is_given_its_own_certificate_alone() {
+        for (role, deployment) in Role::ALL
+            .iter()
+            .zip(children(&order_of(FULL), &keys()).deployments)
+        {
+            let pod = deployment.spec.template.spec.unwrap();
+            let mut given = Vec::new();
+            for volume in pod.volumes.unwrap() {
+                let Some(secret) = volume.secret else {
+                    continue;
+                };
+                assert_ne!(secret.secret_name.as_deref(), Some("town-ca"));
+                if secret.secret_name.as_deref() == Some("town-tls") {
+                    given.extend(secret.items.unwrap().into_iter().map(|item| item.key));
+                }
             }
+            assert_eq!(
+                given,
+                [
+                    certificate_key(*role),
+                    private_key_key(*role),
+                    TRUST.to_owned()
+                ]
+            );
         }
     }
 

@@ -1,11 +1,13 @@
 //! What the pods of all roles, and of the migration, have in common: volumes, environment, security.
 
 use carillon_crds::Role;
-use carillon_crds::config::{JWKS_DIR, MEDIA_DIR, SECRETS_DIR};
+use carillon_crds::config::{JWKS_DIR, MEDIA_DIR, SECRETS_DIR, TLS_DIR};
 use serde_json::{Value, json};
 
 use super::config_map::{CONFIG_KEY, JWKS_KEY, config_name, jwks_name};
-use super::secret::{INTERNAL_TOKEN, SIGNING_KEY, internal_secret_name, jwt_secret_name};
+use super::secret::{
+    SIGNING_KEY, TRUST, certificate_key, jwt_secret_name, private_key_key, tls_secret_name,
+};
 use crate::validate::Order;
 
 /// The user that owns nothing in the image.
@@ -58,6 +60,23 @@ impl Volumes {
         self.mounts.push(json!({ "name": purpose, "mountPath": format!("{SECRETS_DIR}/{purpose}"), "readOnly": true }));
     }
 
+    fn add_certificate(&mut self, order: &Order, role: Role) {
+        self.volumes.push(json!({
+            "name": "tls",
+            "secret": {
+                "secretName": tls_secret_name(&order.name),
+                "defaultMode": 0o440,
+                "items": [
+                    { "key": certificate_key(role), "path": "tls.crt" },
+                    { "key": private_key_key(role), "path": "tls.key" },
+                    { "key": TRUST, "path": "ca.crt" },
+                ],
+            },
+        }));
+        self.mounts
+            .push(json!({ "name": "tls", "mountPath": TLS_DIR, "readOnly": true }));
+    }
+
     /// Credentials of the stores that the user gave.
     pub(super) fn add_store_credentials(&mut self, order: &Order, stores: &[Store]) {
         let spec = &order.spec;
@@ -92,11 +111,7 @@ impl Volumes {
         volumes
             .mounts
             .push(json!({ "name": "jwks", "mountPath": JWKS_DIR, "readOnly": true }));
-        volumes.add_secret_key(
-            "internal",
-            &internal_secret_name(&order.name),
-            INTERNAL_TOKEN,
-        );
+        volumes.add_certificate(order, role);
         volumes.add_store_credentials(order, stores_of(role));
         let spec = &order.spec;
         match role {

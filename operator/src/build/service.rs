@@ -62,7 +62,8 @@ fn message_headless(order: &Order) -> Service {
 fn port(order: &Order, role: Role) -> Value {
     let (port, protocol) = match role {
         Role::Gateway => (gateway_port(order), "http"),
-        _ => (role.port(), "kubernetes.io/h2c"),
+        // HTTP/2 over TLS.
+        _ => (role.port(), "https"),
     };
     json!({
         "name": port_name(role),

@@ -111,6 +111,7 @@ mod tests {
         let mut seen = settled();
         seen.components[1] = component(Role::Message, 2, 2, 0);
         seen.readiness = vec![PodReadiness {
+            in_use: Default::default(),
             pod: "town-message-1".to_owned(),
             dependencies: vec![Dependency {
                 name: "scylla".to_owned(),

@@ -49,6 +49,8 @@ pub struct Observation {
     pub missing_secrets: Vec<MissingSecret>,
     /// Why the pass could not be finished.
     pub failure: Option<String>,
+    /// Whether keys or certificates are being rotated and pods have still to follow.
+    pub rotating: bool,
     /// How far the schema is.
     pub migration: Migration,
     /// The roles, in roll-out order.
@@ -227,6 +229,7 @@ pub(crate) mod tests {
                 .map(|role| component(*role, 2, 2, 2))
                 .collect(),
             readiness: vec![PodReadiness {
+                in_use: Default::default(),
                 pod: "town-message-1".to_owned(),
                 dependencies: vec![Dependency {
                     name: "rabbitmq".to_owned(),

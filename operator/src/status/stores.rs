@@ -63,6 +63,7 @@ mod tests {
 
     fn pod(name: &str, dependencies: &[(&str, bool)]) -> PodReadiness {
         PodReadiness {
+            in_use: Default::default(),
             pod: name.to_owned(),
             dependencies: dependencies
                 .iter()

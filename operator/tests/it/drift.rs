@@ -87,16 +87,19 @@ async fn deleted_children_come_back() -> Result<()> {
         longest.as_millis()
     );
 
-    // A key that is gone is made anew, and every pod with it.
-    let pods = |deployment: DynamicObject| deployment.data["spec"]["template"].clone();
+    // A key that is gone is made anew, and the pods stay: they follow.
+    let template = |deployment: DynamicObject| deployment.data["spec"]["template"].clone();
     let deployments = stage.objects("apps", "v1", "Deployment");
-    let template = pods(deployments.get("town-auth").await?);
+    let before = template(deployments.get("town-auth").await?);
     let secrets = stage.objects("", "v1", "Secret");
+    let published = stage.objects("", "v1", "ConfigMap");
+    let jwks = published.get("town-jwks").await?.data["data"].clone();
     secrets.delete("town-jwt", &DeleteParams::default()).await?;
-    eventually("the pods have the new key", async || {
-        Ok(pods(deployments.get("town-auth").await?) != template)
+    eventually("the new key is published", async || {
+        Ok(published.get("town-jwks").await?.data["data"] != jwks)
     })
     .await?;
+    ensure!(template(deployments.get("town-auth").await?) == before);
     stage.settled(&operator).await?;
     stage.strike().await
 }

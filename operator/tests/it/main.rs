@@ -15,5 +15,6 @@ mod process;
 mod proxy;
 mod quiet;
 mod rights;
+mod rotation;
 mod sleep;
 mod stage;

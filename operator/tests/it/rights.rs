@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::plane::{Plane, RELEASE, eventually};
 use crate::proxy::Record;
+use crate::rotation::rotate;
 use crate::stage::{NAME, Stage, first_order, second_order};
 
 /// A right: group, resource, verb.
@@ -46,7 +47,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "get list watch create patch delete",
     ),
     ("batch", "jobs", "get list watch create patch delete"),
-    ("", "secrets", "get create"),
+    ("", "secrets", "get create update"),
     ("", "pods", "list"),
     ("events.k8s.io", "events", "create patch"),
     ("coordination.k8s.io", "leases", "create"),
@@ -286,6 +287,8 @@ async fn every_right_is_used() -> Result<()> {
         .await?;
         stage.quiet(&operator).await?;
     }
+    rotate(&stage).await?;
+    stage.quiet(&operator).await?;
     leave_something_behind(&stage).await?;
     eventually("it is gone", async || {
         Ok(stage

@@ -242,13 +242,20 @@ impl Stage {
             .get("Secret town-jwt")
             .and_then(|secret| secret.data["data"]["signing.pem"].as_str())
             .context("the signing key")?;
-        let pem = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, pem)?;
-        let jwks = carillon_operator::keys::jwks_of(&String::from_utf8(pem)?)?;
+        let keys = carillon_operator::keys::SigningKeys {
+            signing: decoded(pem)?,
+            ..Default::default()
+        };
+        let trust = children
+            .get("Secret town-tls")
+            .and_then(|secret| secret.data["data"]["ca.crt"].as_str())
+            .context("the authority")?;
+        let public = [("jwks.json", keys.jwks()?), ("ca.crt", decoded(trust)?)];
         let mut picture = BTreeMap::new();
         for (name, child) in children {
             let mut child = serde_json::to_value(child)?;
             let kind = name.split(' ').next().unwrap_or_default();
-            normalise(kind, &mut child, &jwks);
+            normalise(kind, &mut child, &public);
             picture.insert(name, child.to_string().replace(&uid, "THE-CHATCLUSTER"));
         }
         Ok(picture)
@@ -272,7 +279,12 @@ impl Stage {
 }
 
 /// Takes out what the API server or chance decides, and what is somebody else's.
-fn normalise(kind: &str, child: &mut Value, jwks: &str) {
+fn decoded(base64: &str) -> Result<String> {
+    let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, base64)?;
+    Ok(String::from_utf8(bytes)?)
+}
+
+fn normalise(kind: &str, child: &mut Value, public: &[(&str, String)]) {
     let metadata = child["metadata"].as_object_mut().expect("metadata");
     let ours: Vec<Value> = metadata
         .remove("managedFields")
@@ -299,8 +311,12 @@ fn normalise(kind: &str, child: &mut Value, jwks: &str) {
             child["spec"]["clusterIP"] = Value::Null;
             child["spec"]["clusterIPs"] = Value::Null;
         }
-        "ConfigMap" if child["data"]["jwks.json"] == jwks => {
-            child["data"]["jwks.json"] = json!("of the Secret");
+        "ConfigMap" => {
+            for (key, text) in public {
+                if child["data"][*key] == **text {
+                    child["data"][*key] = json!("of the Secret");
+                }
+            }
         }
         _ => {}
     }
@@ -312,10 +328,8 @@ fn forget(value: &mut Value) {
     match value {
         Value::Object(map) => {
             map.retain(|key, _| !key.ends_with("controller-uid"));
-            for key in ["carillon.chat/order-hash", "carillon.chat/keys-hash"] {
-                if let Some(hash) = map.get_mut(key) {
-                    *hash = json!("HASH");
-                }
+            if let Some(hash) = map.get_mut("carillon.chat/order-hash") {
+                *hash = json!("HASH");
             }
             map.values_mut().for_each(forget);
         }

@@ -130,7 +130,8 @@ impl SigningKeys {
         }
     }
 
-    pub(crate) fn kid(&self) -> &str {
+    /// The name of the key that signs.
+    pub fn kid(&self) -> &str {
         &self.kid
     }
 

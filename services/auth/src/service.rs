@@ -18,6 +18,7 @@ use carillon_domain::{
     validate,
 };
 use carillon_telemetry::metrics::{IntCounterVec, int_counter};
+use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
@@ -128,10 +129,24 @@ pub struct Ports {
 pub struct Auth {
     options: AuthOptions,
     ports: Ports,
-    keys: SigningKeys,
-    public: VerifyingKeys,
+    keys: RwLock<Arc<Keys>>,
     passwords: Passwords,
     otp: Option<Arc<dyn OtpProvider>>,
+}
+
+/// Keys that sign, and what they verify: replaced as one.
+struct Keys {
+    signing: SigningKeys,
+    public: VerifyingKeys,
+}
+
+impl Keys {
+    fn new(signing: SigningKeys) -> Arc<Self> {
+        Arc::new(Self {
+            public: signing.verifying_keys(),
+            signing,
+        })
+    }
 }
 
 /// A device's tokens as they are issued, with what the session remembers of them.
@@ -173,17 +188,25 @@ impl Auth {
         }
         Ok(Self {
             passwords: Passwords::new(&options.passwords).map_err(AuthOptionsError)?,
-            public: keys.verifying_keys(),
+            keys: RwLock::new(Keys::new(keys)),
             options,
             ports,
-            keys,
             otp,
         })
     }
 
     /// The JWK set of this role's keys, for `/.well-known/jwks.json`.
     pub fn jwks(&self) -> String {
-        crate::jwks(&self.keys)
+        crate::jwks(&self.keys().signing)
+    }
+
+    /// Signs with these keys from now on, and takes refresh tokens that they signed, and no others (rotation).
+    pub fn replace_keys(&self, keys: SigningKeys) {
+        *self.keys.write() = Keys::new(keys);
+    }
+
+    fn keys(&self) -> Arc<Keys> {
+        self.keys.read().clone()
     }
 
     #[cfg(test)]
@@ -374,12 +397,13 @@ impl Auth {
         let claims = |kind, ttl| Claims::new(kind, &self.options.issuer, user.id, device, now, ttl);
         let access = claims(TokenKind::Access, self.options.access_ttl);
         let refresh = claims(TokenKind::Refresh, self.options.refresh_ttl);
-        let refresh_token = refresh.sign(&self.keys)?;
+        let keys = self.keys();
+        let refresh_token = refresh.sign(&keys.signing)?;
         Ok(Issued {
             refresh_hash: Sha256::digest(&refresh_token).into(),
             refresh_ends: refresh.expires_at(),
             tokens: Tokens {
-                access_token: access.sign(&self.keys)?,
+                access_token: access.sign(&keys.signing)?,
                 refresh_token,
                 expires_in: self.options.access_ttl.as_secs(),
                 user,
@@ -567,7 +591,7 @@ impl AuthService for Auth {
     async fn refresh(&self, refresh_token: &str) -> Result<Tokens> {
         let claims = Claims::verify(
             refresh_token,
-            &self.public,
+            &self.keys().public,
             TokenKind::Refresh,
             &self.options.issuer,
         )?;

@@ -21,10 +21,12 @@ pub fn ensure(config: &KeysConfig) -> Result<(), Failure> {
             .map_err(|error| Failure::software(format!("can't make a signing key: {error}")))?;
         write_once(&config.signing_key_file, &pem)?;
     }
-    if !config.internal_token_file.exists() {
+    if let Some(file) = &config.internal_token_file
+        && !file.exists()
+    {
         let mut bytes = [0; 32];
         rand::rng().fill_bytes(&mut bytes);
-        write_once(&config.internal_token_file, &hex::encode(bytes))?;
+        write_once(file, &hex::encode(bytes))?;
     }
     Ok(())
 }
@@ -67,7 +69,7 @@ mod tests {
         let config = KeysConfig {
             signing_key_file: directory.path().join("keys/jwt.pem"),
             jwks_file: directory.path().join("keys/jwks.json"),
-            internal_token_file: directory.path().join("keys/token"),
+            internal_token_file: Some(directory.path().join("keys/token")),
         };
         ensure(&config).unwrap();
         let first = fs::read_to_string(&config.signing_key_file).unwrap();

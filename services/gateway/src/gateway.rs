@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use axum::Router;
+use bytes::Bytes;
 use tokio::{
     net::TcpListener,
-    sync::{OnceCell, Semaphore},
+    sync::{OnceCell, Semaphore, watch},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +34,7 @@ pub struct AppState {
     pub uploads: Transfers,
     pub downloads: Transfers,
     pub origins: AllowedOrigins,
-    pub jwks_json: String,
+    pub jwks: watch::Receiver<Bytes>,
     /// Sockets whose token is checked and whose rooms are listed at once: after a storm thousands come back together, and those
     /// who stayed must not wait for all of them.
     pub establishing: Semaphore,
@@ -83,8 +84,8 @@ impl Gateway {
         &self.app
     }
 
-    /// A gateway over these services. `jwks_json` is served at `/.well-known/jwks.json` as it is. Nothing is contacted yet.
-    pub fn new(options: GatewayOptions, services: Services, jwks_json: String) -> Self {
+    /// A gateway over these services. What `jwks` holds last is served at `/.well-known/jwks.json` as it is. Nothing is contacted yet.
+    pub fn new(options: GatewayOptions, services: Services, jwks: watch::Receiver<Bytes>) -> Self {
         metrics::register();
         let options = options.bounded();
         Self {
@@ -100,7 +101,7 @@ impl Gateway {
                 draining: CancellationToken::new(),
                 options,
                 services,
-                jwks_json,
+                jwks,
             }),
         }
     }

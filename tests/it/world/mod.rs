@@ -1,5 +1,6 @@
 //! What tests are made of: processes, people, and scripts of what people do.
 
+pub mod certificates;
 pub mod client;
 pub mod clock;
 pub mod control_plane;

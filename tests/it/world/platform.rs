@@ -8,10 +8,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use carillon_crds::config::PlatformConfig;
+use carillon_crds::config::{PlatformConfig, TlsNames};
 use tempfile::TempDir;
 
 use super::{
+    certificates::Authority,
     client,
     clock::WallClock,
     disk::Disk,
@@ -228,6 +229,8 @@ pub struct RealOptions {
     pub secrets: Option<PathBuf>,
     /// Each role by a clock of its own, where the machine allows that.
     pub clocks: bool,
+    /// A directory with user and password for Redis.
+    pub redis_secret: Option<PathBuf>,
 }
 
 impl RealCluster {
@@ -248,6 +251,10 @@ impl RealCluster {
         fs::create_dir(&keys)?;
         let signing = make_keys()?;
         let base = cluster.config(servers, options, &keys, &signing)?;
+        let certificates = cluster.directory.path().join("certificates");
+        if let Some(tls) = &base.tls {
+            Authority::new()?.issue_all(&tls.names, &certificates)?;
+        }
         let migrate = cluster.write_config("migrate", &base)?;
         let mut migration = Process::start(
             "migrate",
@@ -293,6 +300,11 @@ impl RealCluster {
         Ok(())
     }
 
+    /// The names in the roles' certificates.
+    pub fn names(&self) -> Option<TlsNames> {
+        Some(self.config.as_ref()?.tls.as_ref()?.names.clone())
+    }
+
     /// The configuration as the operator would derive it, with loopback peers.
     fn config(
         &self,
@@ -324,14 +336,17 @@ impl RealCluster {
         config.keys = carillon_crds::config::KeysConfig {
             signing_key_file: keys.join("jwt.pem"),
             jwks_file: keys.join("jwks.json"),
-            internal_token_file: keys.join("token"),
+            internal_token_file: None,
         };
         fs::write(keys.join("jwt.pem"), &signing.pem)?;
         fs::write(keys.join("jwks.json"), &signing.jwks)?;
-        fs::write(keys.join("token"), "0123456789abcdef0123456789abcdef")?;
         if let carillon_crds::config::StoresConfig::External(stores) = &mut config.stores {
             stores.rabbitmq.url = Some(servers.rabbitmq.clone());
             stores.rabbitmq.credentials_dir = None;
+            stores
+                .redis
+                .credentials_dir
+                .clone_from(&options.redis_secret);
         }
         if let (Some(secrets), Some(web_push)) =
             (&options.secrets, &mut config.notification.web_push)
@@ -348,7 +363,7 @@ impl RealCluster {
             config.media.grpc_port,
         ) = (ports[0], ports[1], ports[2]);
         config.notification.grpc_port = ports[3];
-        let peer = |port: u16| format!("http://127.0.0.1:{port}");
+        let peer = |port: u16| format!("https://127.0.0.1:{port}");
         config.peers = Some(carillon_crds::config::Peers {
             auth: peer(ports[0]),
             presence: peer(ports[1]),
@@ -373,6 +388,12 @@ impl RealCluster {
             "message" => config.message.grpc_port = free_port(),
             "gateway" => config.gateway.http_port = free_port(),
             _ => {}
+        }
+        if let Some(tls) = &mut config.tls {
+            let directory = self.directory.path().join("certificates").join(role);
+            tls.certificate_file = directory.join("tls.crt");
+            tls.key_file = directory.join("tls.key");
+            tls.trust_file = directory.join("ca.crt");
         }
         let path = self.write_config(name, &config)?;
         let arguments = [

@@ -96,7 +96,7 @@ pub(super) async fn run(
 }
 
 async fn start(rabbit: &Rabbit, concurrency: usize) -> Result<Session> {
-    let (connection, channel) = open(&rabbit.uri, &rabbit.queues, "consumer").await?;
+    let (connection, channel) = open(&rabbit.broker, &rabbit.queues, "consumer").await?;
     let consume = async {
         let prefetch = u16::try_from(concurrency).unwrap_or(u16::MAX);
         channel

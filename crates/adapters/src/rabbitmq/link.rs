@@ -8,11 +8,10 @@ use lapin::{
     Channel, Connection, ConnectionProperties, ErrorKind, Event,
     options::ConfirmSelectOptions,
     protocol::{AMQPErrorKind, AMQPSoftError},
-    uri::AMQPUri,
 };
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{CONNECT_TIMEOUT, refused, topology, topology::Queues, unreachable};
+use super::{Broker, CONNECT_TIMEOUT, refused, topology, topology::Queues, unreachable};
 
 /// How long a publish waits for a connection that is being made.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -36,15 +35,15 @@ pub(super) struct Numbered {
 
 impl Link {
     /// Connects once; later breaks are repaired behind the caller's back.
-    pub(super) async fn connect(uri: AMQPUri, queues: Queues) -> Result<Self> {
-        let first = open(&uri, &queues, "publisher").await?;
+    pub(super) async fn connect(broker: Broker, queues: Queues) -> Result<Self> {
+        let first = open(&broker, &queues, "publisher").await?;
         let (sender, channel) = watch::channel(None);
         let (broken, breaks) = watch::channel(0);
         sender.send_replace(Some(Numbered {
             channel: first.1.clone(),
             number: FIRST,
         }));
-        let keeper = tokio::spawn(keep(uri, queues, first, sender, breaks));
+        let keeper = tokio::spawn(keep(broker, queues, first, sender, breaks));
         Ok(Self {
             channel,
             broken,
@@ -102,7 +101,7 @@ pub(super) async fn close(connection: &Connection, why: &'static str) {
 }
 
 async fn keep(
-    uri: AMQPUri,
+    broker: Broker,
     queues: Queues,
     first: (Connection, Channel),
     sender: watch::Sender<Option<Numbered>>,
@@ -126,7 +125,7 @@ async fn keep(
         close(&current.0, "renewing").await;
         let mut pause = Backoff::default();
         current = loop {
-            match open(&uri, &queues, "publisher").await {
+            match open(&broker, &queues, "publisher").await {
                 Ok(opened) => break opened,
                 Err(error) => {
                     tracing::warn!(%error, cause = error.cause_chain(), "no connection to RabbitMQ yet")
@@ -144,14 +143,15 @@ async fn keep(
 
 /// Connects, opens a channel with confirms, declares the queues.
 pub(super) async fn open(
-    uri: &AMQPUri,
+    broker: &Broker,
     queues: &Queues,
     purpose: &str,
 ) -> Result<(Connection, Channel)> {
     let properties = ConnectionProperties::default()
         .with_connection_name(format!("carillon {purpose}").into_bytes().into());
+    let uri = broker.uri()?;
     let connect = async {
-        let connection = Connection::connect_uri(uri.clone(), properties).await?;
+        let connection = Connection::connect_uri(uri, properties).await?;
         let channel = connection.create_channel().await?;
         topology::declare(&channel, queues).await?;
         channel
@@ -169,8 +169,8 @@ pub(super) async fn open(
             ),
         )
         .caused_by(cause)),
-        Ok(Err(cause)) => Err(unreachable(uri).caused_by(cause)),
-        Err(late) => Err(unreachable(uri).caused_by(late)),
+        Ok(Err(cause)) => Err(unreachable(&broker.uri).caused_by(cause)),
+        Err(late) => Err(unreachable(&broker.uri).caused_by(late)),
     }
 }
 

@@ -26,6 +26,7 @@ use lapin::{
 use tracing::Instrument;
 
 use self::{link::Link, topology::Queues};
+use crate::Login;
 
 /// How long the broker may take to confirm a publish before its outcome counts as unknown.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,6 +44,8 @@ const ATTEMPT: &str = "x-carillon-attempt";
 pub struct RabbitOptions {
     /// `amqp://user:password@host:port/vhost`, `amqps://…` for TLS.
     pub url: String,
+    /// Who asks, in place of what the URL says.
+    pub login: Option<Login>,
     /// Begins every queue's name: `carillon` makes `carillon.push`.
     pub prefix: String,
 }
@@ -52,6 +55,7 @@ impl RabbitOptions {
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            login: None,
             prefix: "carillon".into(),
         }
     }
@@ -85,16 +89,46 @@ pub async fn connect(options: &RabbitOptions) -> Result<Stores> {
     // Without an answer for so long a connection is given up and made anew.
     uri.query.heartbeat.get_or_insert(10);
     let queues = Queues::new(&options.prefix);
-    let link = Link::connect(uri.clone(), queues.clone()).await?;
-    let rabbit = Arc::new(Rabbit { uri, queues, link });
+    let broker = Broker {
+        uri,
+        login: options.login.clone(),
+    };
+    let link = Link::connect(broker.clone(), queues.clone()).await?;
+    let rabbit = Arc::new(Rabbit {
+        broker,
+        queues,
+        link,
+    });
     Ok(Stores {
         push_queue: rabbit.clone(),
         probe: rabbit,
     })
 }
 
-struct Rabbit {
+/// Where the broker is, and who asks.
+#[derive(Clone)]
+struct Broker {
     uri: AMQPUri,
+    login: Option<Login>,
+}
+
+impl Broker {
+    /// With the user and password that count now.
+    fn uri(&self) -> Result<AMQPUri> {
+        let mut uri = self.uri.clone();
+        if let Some(login) = &self.login {
+            let login = login.now()?;
+            if let Some(user) = login.user {
+                uri.authority.userinfo.username = user;
+            }
+            uri.authority.userinfo.password = login.password;
+        }
+        Ok(uri)
+    }
+}
+
+struct Rabbit {
+    broker: Broker,
     queues: Queues,
     /// For publishing.
     link: Link,

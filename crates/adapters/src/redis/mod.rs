@@ -21,9 +21,15 @@ use carillon_domain::{
     Error, ErrorCode, Result,
     ports::{Bus, Ephemeral, PresenceStore, Probe, RateLimiter, ReplicaRegistry, SessionStore},
 };
-use fred::prelude::{
-    Builder, Client, ClientLike, Config, Error as RedisError, ErrorKind, Pool, ReconnectPolicy,
+use fred::{
+    prelude::{
+        Builder, Client, ClientLike, Config, Error as RedisError, ErrorKind, Pool, ReconnectPolicy,
+        Server,
+    },
+    types::config::CredentialProvider,
 };
+
+use crate::Login;
 
 /// How long one command may take before its outcome counts as unknown.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
@@ -39,6 +45,8 @@ const MAX_WAITING: usize = 10_000;
 pub struct RedisOptions {
     /// `redis://[user:password@]host:port[/db]`, `rediss://…` for TLS, `redis-cluster://…?node=host:port` for a cluster.
     pub url: String,
+    /// Who asks, in place of what the URL says.
+    pub login: Option<Login>,
     /// Begins every key and channel, so that several platforms (or tests) can share a Redis. `carillon:` by default.
     pub prefix: String,
 }
@@ -48,6 +56,7 @@ impl RedisOptions {
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            login: None,
             prefix: "carillon:".into(),
         }
     }
@@ -83,7 +92,7 @@ pub struct Stores {
 
 /// Opens the stores. `Unavailable` naming the servers when they can't be reached, `InvalidRequest` when the URL is malformed.
 pub async fn connect(options: &RedisOptions) -> Result<Stores> {
-    let builder = builder(&options.url)?;
+    let builder = builder(&options.url, options.login.clone())?;
     let pool = builder.build_pool(CONNECTIONS).map_err(failed)?;
     let servers = servers(&builder);
     start(pool.init(), &servers).await?;
@@ -122,14 +131,17 @@ impl Redis {
     }
 }
 
-fn builder(url: &str) -> Result<Builder> {
-    let config = Config::from_url(url).map_err(|cause| {
+fn builder(url: &str, login: Option<Login>) -> Result<Builder> {
+    let mut config = Config::from_url(url).map_err(|cause| {
         Error::invalid(
             "redis.url",
             "redis://host:port, rediss://… or redis-cluster://…",
         )
         .caused_by(cause)
     })?;
+    if let Some(login) = login {
+        config.credential_provider = Some(Arc::new(CurrentLogin(login)));
+    }
     let mut builder = Builder::from_config(config);
     let mut policy = ReconnectPolicy::new_exponential(0, 50, 5_000, 2);
     policy.set_jitter(200);
@@ -149,6 +161,24 @@ fn builder(url: &str) -> Result<Builder> {
             connection.tcp.nodelay = Some(true);
         });
     Ok(builder)
+}
+
+/// What counts when a connection is made.
+#[derive(Debug)]
+struct CurrentLogin(Login);
+
+#[async_trait]
+impl CredentialProvider for CurrentLogin {
+    async fn fetch(
+        &self,
+        _server: Option<&Server>,
+    ) -> std::result::Result<(Option<String>, Option<String>), RedisError> {
+        let login = self
+            .0
+            .now()
+            .map_err(|error| RedisError::new(ErrorKind::Auth, error.detail.into_owned()))?;
+        Ok((login.user, Some(login.password)))
+    }
 }
 
 fn servers(builder: &Builder) -> String {

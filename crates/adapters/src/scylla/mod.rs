@@ -23,6 +23,7 @@ use carillon_domain::{
     ports::{AccountStore, MediaIndex, PeopleStore, Probe, PushTargetStore, RoomLog, RoomStore},
 };
 use scylla::{
+    authentication::{AuthenticatorProvider, AuthenticatorSession, PlainTextAuthenticator},
     client::{
         execution_profile::ExecutionProfile, session::Session, session_builder::SessionBuilder,
     },
@@ -33,6 +34,7 @@ use scylla::{
     statement::{Consistency, SerialConsistency, prepared::PreparedStatement},
 };
 
+use crate::Login;
 pub use migrations::{Applied, Replication, check_schema, migrate};
 
 use database::Database;
@@ -53,8 +55,8 @@ pub struct ScyllaOptions {
     pub keyspace: String,
     /// Copies per row in the data centre; 3 in production. Only used when migrations make the keyspace.
     pub replication_factor: u8,
-    /// User and password, when the database wants them.
-    pub credentials: Option<(String, String)>,
+    /// When the database wants to know who asks.
+    pub login: Option<Login>,
 }
 
 impl std::fmt::Debug for ScyllaOptions {
@@ -64,6 +66,22 @@ impl std::fmt::Debug for ScyllaOptions {
             .field("datacenter", &self.datacenter)
             .field("keyspace", &self.keyspace)
             .finish_non_exhaustive()
+    }
+}
+
+/// The driver's password authentication, with what counts when a connection is made.
+struct CurrentLogin(Login);
+
+#[async_trait]
+impl AuthenticatorProvider for CurrentLogin {
+    async fn start_authentication_session(
+        &self,
+        authenticator_name: &str,
+    ) -> std::result::Result<(Option<Vec<u8>>, Box<dyn AuthenticatorSession>), String> {
+        let login = self.0.now().map_err(|error| error.detail.into_owned())?;
+        PlainTextAuthenticator::new(login.user.unwrap_or_default(), login.password)
+            .start_authentication_session(authenticator_name)
+            .await
     }
 }
 
@@ -144,8 +162,8 @@ pub async fn open_session(options: &ScyllaOptions) -> Result<Session> {
         .timestamp_generator(Arc::new(MonotonicTimestampGenerator::new()))
         // Nothing here reads the driver's copy of the schema beyond keyspaces, which token awareness needs.
         .fetch_schema_metadata(true);
-    if let Some((user, password)) = &options.credentials {
-        builder = builder.user(user, password);
+    if let Some(login) = &options.login {
+        builder = builder.authenticator_provider(Arc::new(CurrentLogin(login.clone())));
     }
     let unreachable = || {
         Error::new(
@@ -222,5 +240,29 @@ impl Probe for ScyllaProbe {
             .row::<(i64,)>("probe", &self.read, (0i32,))
             .await
             .map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::UserPassword;
+
+    /// Each connection is authenticated by the password of its moment, in the form of the driver's own (SASL PLAIN, RFC 4616).
+    #[tokio::test]
+    async fn a_new_password_counts_for_the_next_connection() {
+        let asked = AtomicUsize::new(0);
+        let login = CurrentLogin(Login::new(move || {
+            Ok(UserPassword {
+                user: Some("ann".to_owned()),
+                password: format!("p{}", asked.fetch_add(1, Ordering::SeqCst)),
+            })
+        }));
+        for expected in ["\0ann\0p0", "\0ann\0p1"] {
+            let (response, _) = login.start_authentication_session("x").await.unwrap();
+            assert_eq!(response.unwrap(), expected.as_bytes());
+        }
     }
 }

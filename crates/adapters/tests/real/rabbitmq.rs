@@ -79,6 +79,7 @@ async fn rabbitmq_push_queue() {
     };
     let prefix = unique("test-");
     let options = RabbitOptions {
+        login: None,
         url: url.clone(),
         prefix: prefix.clone(),
     };
@@ -100,6 +101,7 @@ async fn rabbitmq_survives_cuts() {
     let prefix = unique("test-");
     let (proxy, through) = Proxy::before(&url).await;
     let options = RabbitOptions {
+        login: None,
         url: through,
         prefix: prefix.clone(),
     };
@@ -150,6 +152,7 @@ async fn rabbitmq_puts_unreadable_jobs_aside() {
     };
     let prefix = unique("test-");
     let options = RabbitOptions {
+        login: None,
         url: url.clone(),
         prefix: prefix.clone(),
     };
@@ -210,6 +213,7 @@ async fn rabbitmq_notices_a_missing_queue() {
     };
     let prefix = unique("test-");
     let options = RabbitOptions {
+        login: None,
         url: url.clone(),
         prefix: prefix.clone(),
     };
@@ -248,6 +252,7 @@ async fn rabbitmq_refuses_queues_made_otherwise() {
         .await
         .unwrap();
     let options = RabbitOptions {
+        login: None,
         url: url.clone(),
         prefix: prefix.clone(),
     };

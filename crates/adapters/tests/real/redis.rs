@@ -31,6 +31,7 @@ where
         };
         let prefix = unique("test:");
         let options = RedisOptions {
+            login: None,
             url: url.clone(),
             prefix: prefix.clone(),
         };
@@ -135,6 +136,7 @@ async fn redis_is_shared_by_processes() {
     };
     let prefix = unique("test:");
     let options = RedisOptions {
+        login: None,
         url: url.clone(),
         prefix: prefix.clone(),
     };
@@ -174,6 +176,7 @@ async fn redis_limits_are_exact_over_processes() {
         };
         let prefix = unique("test:");
         let options = RedisOptions {
+            login: None,
             url: url.clone(),
             prefix: prefix.clone(),
         };
@@ -211,6 +214,7 @@ async fn redis_keeps_nothing_of_limits_for_ever() {
     };
     let prefix = unique("test:");
     let stores = connect(&RedisOptions {
+        login: None,
         url: url.clone(),
         prefix: prefix.clone(),
     })
@@ -254,6 +258,7 @@ async fn redis_limits_begin_anew_after_a_restart() {
     let (proxy, behind_proxy) = Proxy::before(&url).await;
     let prefix = unique("test:");
     let stores = connect(&RedisOptions {
+        login: None,
         url: behind_proxy,
         prefix: prefix.clone(),
     })
@@ -304,10 +309,12 @@ async fn redis_bus_survives_a_cut() {
     let (proxy, behind_proxy) = Proxy::before(&url).await;
     let prefix = unique("test:");
     let direct = RedisOptions {
+        login: None,
         url,
         prefix: prefix.clone(),
     };
     let through = RedisOptions {
+        login: None,
         url: behind_proxy,
         prefix,
     };
@@ -366,6 +373,7 @@ async fn a_stalled_redis_is_unavailable() {
     };
     let (proxy, url) = Proxy::before(&url).await;
     let stores = connect(&RedisOptions {
+        login: None,
         url,
         prefix: unique("test:"),
     })

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use carillon_adapters::{
+    Login, UserPassword,
     conformance::{self, room_log::Writer},
     scylla::{
         Replication, ScyllaOptions, Stores, check_schema, connect, migrate, migrate_with,
@@ -33,7 +34,7 @@ fn options(test: &str) -> Option<ScyllaOptions> {
         contact_points,
         datacenter: None,
         keyspace: unique("test_"),
-        credentials: None,
+        login: None,
     })
 }
 
@@ -651,7 +652,12 @@ async fn an_unreachable_scylla_is_named() {
         datacenter: None,
         keyspace: "nowhere".into(),
         replication_factor: 1,
-        credentials: Some(("user".into(), "secret".into())),
+        login: Some(Login::new(|| {
+            Ok(UserPassword {
+                user: Some("user".into()),
+                password: "secret".into(),
+            })
+        })),
     };
     let Err(error) = connect(&unreachable).await else {
         panic!("nobody listens there")

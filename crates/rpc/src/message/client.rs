@@ -22,6 +22,7 @@ use super::values::{
     room, rules_to_proto, summary, view,
 };
 use crate::{
+    PeerRole,
     connection::{self, Connection, Credentials, For},
     proto::message::{
         self as pb, message_service_client::MessageServiceClient, message_service_server,
@@ -49,8 +50,12 @@ impl MessageClient {
         credentials: Credentials,
         deadline: Duration,
     ) -> Result<Self> {
-        let client = MessageServiceClient::new(connection::channel(endpoint)?)
-            .max_decoding_message_size(MAX_ANSWER_BYTES);
+        let client = MessageServiceClient::new(connection::channel(
+            endpoint,
+            PeerRole::Message,
+            &credentials,
+        )?)
+        .max_decoding_message_size(MAX_ANSWER_BYTES);
         Ok(Self {
             rpc: Connection::new(
                 message_service_server::SERVICE_NAME,

@@ -6,6 +6,7 @@ pub(crate) mod fakes;
 mod gate;
 mod routed;
 mod serving;
+mod tls;
 mod traces;
 
 use std::sync::Arc;

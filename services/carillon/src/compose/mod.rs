@@ -5,6 +5,7 @@
 
 mod late;
 mod migrate;
+mod reload;
 mod roles;
 mod serve;
 mod stores;

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use carillon_adapters::limits::{Fallback, MemoryLimiter};
 use carillon_auth::{
     Auth, AuthOptions, DevOtp, OtpProvider, PasswordOptions, People, SigningKeys, Verifier,
@@ -28,6 +29,9 @@ use carillon_notification::{
     FcmOptions, NotificationOptions, NotificationRole, ServiceAccount, VapidKey, WebPushOptions,
 };
 use carillon_presence::{PresenceOptions, PresenceRole};
+use carillon_rpc::{RoleNames, Tls};
+
+use tokio::sync::watch;
 
 use super::stores::{FastStore, WideStore};
 use crate::{config, failure::Failure};
@@ -46,6 +50,33 @@ pub fn signing_keys(keys: &KeysConfig) -> Result<SigningKeys, Failure> {
         .map_err(|error| Failure::usage(format!("{}: {error}", keys.signing_key_file.display())))
 }
 
+/// The process's certificate and whom it believes; `None` without `tls` in the configuration.
+pub fn tls(config: &PlatformConfig) -> Result<Option<Tls>, Failure> {
+    let Some(tls) = &config.tls else {
+        return Ok(None);
+    };
+    let names = RoleNames {
+        gateway: tls.names.gateway.clone(),
+        auth: tls.names.auth.clone(),
+        message: tls.names.message.clone(),
+        presence: tls.names.presence.clone(),
+        media: tls.names.media.clone(),
+        notification: tls.names.notification.clone(),
+    };
+    let certificate = config::read(&tls.certificate_file, "the certificate")?;
+    let key = config::read(&tls.key_file, "the certificate's key")?;
+    let trust = config::read(&tls.trust_file, "the trusted authorities")?;
+    Tls::new(&names, &certificate, &key, &trust)
+        .map(Some)
+        .map_err(|error| {
+            let directory = tls
+                .certificate_file
+                .parent()
+                .unwrap_or(&tls.certificate_file);
+            Failure::usage(format!("{}: {error}", directory.display()))
+        })
+}
+
 /// The public keys, as a JWK set that the operator wrote.
 pub fn public_keys(jwks: &str) -> Result<VerifyingKeys, Failure> {
     VerifyingKeys::from_jwks(jwks)
@@ -53,11 +84,7 @@ pub fn public_keys(jwks: &str) -> Result<VerifyingKeys, Failure> {
 }
 
 /// Checks tokens in this process.
-pub fn verifier(
-    config: &PlatformConfig,
-    keys: VerifyingKeys,
-    fast: &FastStore,
-) -> Arc<dyn TokenVerifier> {
+pub fn verifier(config: &PlatformConfig, keys: VerifyingKeys, fast: &FastStore) -> Arc<Verifier> {
     Arc::new(Verifier::new(
         keys,
         config.auth.issuer.clone(),
@@ -72,7 +99,7 @@ pub fn auth(
     keys: SigningKeys,
     wide: &WideStore,
     fast: &FastStore,
-) -> Result<Arc<dyn AuthService>, Failure> {
+) -> Result<Arc<Auth>, Failure> {
     let options = AuthOptions {
         issuer: config.auth.issuer.clone(),
         access_ttl: Duration::from_secs(config.auth.access_ttl_seconds),
@@ -312,7 +339,7 @@ pub fn gateway(
     fast: &FastStore,
     calls: GatewayCalls,
     limiters: Limiters,
-    jwks: String,
+    jwks: watch::Receiver<Bytes>,
     probes: Vec<Arc<dyn Probe>>,
 ) -> Gateway {
     let limits = &config.gateway;

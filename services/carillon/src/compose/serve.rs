@@ -1,26 +1,31 @@
 //! `carillon serve`: roles of a cluster, on the real stores, calling the other roles over gRPC.
 
-use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::HashSet, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use carillon_crds::config::{ExternalStores, Peers, PlatformConfig, StoresConfig};
+use bytes::Bytes;
+use carillon_auth::{Auth, SigningKeys, Verifier, VerifyingKeys};
+use carillon_crds::config::{
+    ExternalStores, Peers, PlatformConfig, StoresConfig, fingerprint, in_use,
+};
 use carillon_domain::{
     ReplicaId,
     ports::{PushQueue, Replica},
-    services::{MessageService, PresenceService, TokenVerifier},
+    services::{MessageService, PresenceService},
 };
 use carillon_message::Roster;
 use carillon_rpc::{
     AuthClient, AuthServer, Credentials, InterceptorOptions, MediaClient, MediaServer,
     MessageServer, NotificationClient, NotificationServer, PeopleClient, PeopleServer,
-    PresenceClient, PresenceServer, RoleServices, RoutedMessages, ServeOptions, Serving,
+    PresenceClient, PresenceServer, RoleServices, RoutedMessages, ServeOptions, Serving, Tls,
 };
 use carillon_runtime::{
-    ready::{Dependency, Readiness},
+    ready::{Dependency, InUse, Readiness},
     tasks::Tasks,
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{bind, roles, start_telemetry, stores};
+use super::{bind, reload::Reload, roles, start_telemetry, stores};
 use crate::{
     cli::{Role, Serve},
     config,
@@ -74,17 +79,18 @@ async fn run(
     // The admin server comes before the stores, so that probes see why the process isn't ready yet.
     let late = stores::LateStores::new();
     let dependencies = late.dependencies(&roles);
-    let readiness = Arc::new(Readiness::new(dependencies.clone(), stop.clone()));
     let admin = bind(
         "health and metrics",
         SocketAddr::new(options.bind, config.admin_port),
         "stop what uses it",
     )?;
     let mut tasks = Tasks::new(stop.clone());
+    let in_use = InUse::default();
+    let readiness = Readiness::new(dependencies.clone(), stop.clone()).showing(in_use.clone());
     // The admin server outlives the stop, so that the drain is seen; it ends with the process.
     tokio::spawn(carillon_runtime::admin::serve(
         admin,
-        readiness,
+        Arc::new(readiness),
         CancellationToken::new(),
     ));
 
@@ -99,7 +105,7 @@ async fn run(
         .map(Dependency::probe)
         .collect();
     start_roles(
-        options, config, peers, &roles, replica, connected, probes, &stop, &mut tasks,
+        options, config, peers, &roles, replica, connected, probes, in_use, &stop, &mut tasks,
     )
     .await?;
     tracing::info!(roles = ?roles, version = env!("CARGO_PKG_VERSION"), "serving");
@@ -114,9 +120,53 @@ struct Connected {
     fast: stores::FastStore,
     wide: Option<stores::WideStore>,
     queue: Option<Arc<dyn PushQueue>>,
-    verifier: Arc<dyn TokenVerifier>,
+    verifier: Arc<Verifier>,
     jwks: String,
-    internal_token: String,
+    trust: Trust,
+}
+
+/// How roles know each other.
+enum Trust {
+    Tls(Tls),
+    Token(String),
+}
+
+impl Trust {
+    fn read(config: &PlatformConfig) -> Result<Self, Failure> {
+        Ok(match roles::tls(config)? {
+            Some(tls) => Self::Tls(tls),
+            None => Self::Token(config::internal_token(config)?),
+        })
+    }
+
+    fn credentials(&self) -> Result<Credentials, Failure> {
+        Ok(match self {
+            Self::Tls(tls) => Credentials::mutual_tls(tls.clone()),
+            Self::Token(token) => Credentials::internal(token)?,
+        })
+    }
+
+    fn interceptor(&self, verifier: Arc<Verifier>) -> Result<InterceptorOptions, Failure> {
+        Ok(match self {
+            Self::Tls(_) => InterceptorOptions::mutual_tls(verifier),
+            Self::Token(token) => InterceptorOptions::new(token, verifier)?,
+        })
+    }
+
+    fn tls(&self) -> Option<Tls> {
+        match self {
+            Self::Tls(tls) => Some(tls.clone()),
+            Self::Token(_) => None,
+        }
+    }
+
+    /// How other roles reach an address of this one.
+    fn scheme(&self) -> &'static str {
+        match self {
+            Self::Tls(_) => "https",
+            Self::Token(_) => "http",
+        }
+    }
 }
 
 impl Connected {
@@ -129,9 +179,7 @@ impl Connected {
         stop: &CancellationToken,
     ) -> Result<Option<Self>, Failure> {
         let jwks = config::read(&config.keys.jwks_file, "the public keys")?;
-        let internal_token = config::read(&config.keys.internal_token_file, "the internal token")?
-            .trim()
-            .to_owned();
+        let trust = Trust::read(config)?;
         let Some(fast) = late.fast(external, stop).await? else {
             return Ok(None);
         };
@@ -155,7 +203,7 @@ impl Connected {
             queue,
             verifier,
             jwks,
-            internal_token,
+            trust,
         }))
     }
 
@@ -184,10 +232,14 @@ async fn start_roles(
     replica: ReplicaId,
     connected: Connected,
     probes: Vec<Arc<dyn carillon_domain::ports::Probe>>,
+    shown: InUse,
     stop: &CancellationToken,
     tasks: &mut Tasks,
 ) -> Result<(), Failure> {
-    let credentials = Credentials::internal(&connected.internal_token)?;
+    let credentials = connected.trust.credentials()?;
+    let mut reload = Reload::default();
+    let jwks = follow_public_keys(&mut reload, config, &connected);
+    follow_certificate(&mut reload, config, &connected.trust);
     let max_upload_bytes = usize::try_from(config.media.max_upload_bytes).unwrap_or(usize::MAX);
     let routed: Arc<dyn MessageService> = Arc::new(RoutedMessages::new(
         connected.fast.registry.clone(),
@@ -227,7 +279,7 @@ async fn start_roles(
                     &connected.fast,
                     calls,
                     limiters.clone(),
-                    connected.jwks.clone(),
+                    jwks.clone(),
                     probes.clone(),
                 );
                 let address = SocketAddr::new(options.bind, config.gateway.http_port);
@@ -238,6 +290,7 @@ async fn start_roles(
             Role::Auth => {
                 let keys = roles::signing_keys(&config.keys)?;
                 let auth = roles::auth(config, keys, connected.wide()?, &connected.fast)?;
+                follow_signing_keys(&mut reload, config, auth.clone());
                 services.auth = Some(AuthServer::new(auth, connected.verifier.clone()));
                 let people = roles::people(connected.wide()?, &connected.fast);
                 services.people = Some(PeopleServer::new(people));
@@ -272,7 +325,11 @@ async fn start_roles(
             }
             Role::Message => {
                 let ip = options.advertise.unwrap_or(options.bind);
-                let address = format!("http://{}", SocketAddr::new(ip, config.message.grpc_port));
+                let address = format!(
+                    "{}://{}",
+                    connected.trust.scheme(),
+                    SocketAddr::new(ip, config.message.grpc_port)
+                );
                 let me = Replica {
                     id: replica.clone(),
                     address,
@@ -302,9 +359,10 @@ async fn start_roles(
             SocketAddr::new(options.bind, port),
             "stop what uses it",
         )?;
-        let interceptor =
-            InterceptorOptions::new(&connected.internal_token, connected.verifier.clone())?
-                .limiting_strangers(roles::strangers(config), limiters.shared.clone());
+        let interceptor = connected
+            .trust
+            .interceptor(connected.verifier.clone())?
+            .limiting_strangers(roles::strangers(config), limiters.shared.clone());
         tasks.spawn(
             "gRPC",
             carillon_rpc::serve(
@@ -312,6 +370,7 @@ async fn start_roles(
                 services,
                 ServeOptions {
                     lead: roles::LEAD,
+                    tls: connected.trust.tls(),
                     ..ServeOptions::new(interceptor)
                 },
                 Serving::default(),
@@ -319,7 +378,60 @@ async fn start_roles(
             ),
         );
     }
+    let looking = stop.clone();
+    tasks.spawn("reloading of keys", async move {
+        reload.run(shown, looking).await;
+        Ok::<_, carillon_domain::Error>(())
+    });
     Ok(())
+}
+
+/// Tokens are checked by the newest public keys, and gateways publish them.
+fn follow_public_keys(
+    reload: &mut Reload,
+    config: &PlatformConfig,
+    connected: &Connected,
+) -> watch::Receiver<Bytes> {
+    let (publish, published) = watch::channel(Bytes::from(connected.jwks.clone()));
+    let verifier = connected.verifier.clone();
+    let file: &Path = &config.keys.jwks_file;
+    reload.watch("public keys", &[file], move |texts| {
+        let keys = VerifyingKeys::from_jwks(&texts[0]).map_err(|error| error.to_string())?;
+        verifier.replace_keys(keys);
+        publish.send_replace(Bytes::from(texts[0].clone()));
+        Ok(vec![(in_use::PUBLIC_KEYS, fingerprint(&texts[0]))])
+    });
+    published
+}
+
+/// Connections are made and taken by the newest certificates.
+fn follow_certificate(reload: &mut Reload, config: &PlatformConfig, trust: &Trust) {
+    let (Some(files), Some(tls)) = (&config.tls, trust.tls()) else {
+        return;
+    };
+    let files: [&Path; 3] = [&files.certificate_file, &files.key_file, &files.trust_file];
+    reload.watch("certificates", &files, move |texts| {
+        let [certificate, key, trust] = texts else {
+            return Err("there must be three files".to_owned());
+        };
+        tls.replace(certificate, key, trust)
+            .map_err(|error| error.to_string())?;
+        Ok(vec![
+            (in_use::CERTIFICATE, fingerprint(certificate)),
+            (in_use::TRUST, fingerprint(trust)),
+        ])
+    });
+}
+
+/// Tokens are signed by the newest key.
+fn follow_signing_keys(reload: &mut Reload, config: &PlatformConfig, auth: Arc<Auth>) {
+    let file: &Path = &config.keys.signing_key_file;
+    reload.watch("signing keys", &[file], move |texts| {
+        let keys = SigningKeys::from_pem(texts).map_err(|error| error.to_string())?;
+        let kid = keys.kid().to_owned();
+        auth.replace_keys(keys);
+        Ok(vec![(in_use::SIGNING_KEY, kid)])
+    });
 }
 
 fn name_of(role: Role) -> &'static str {

@@ -111,20 +111,18 @@ pub fn uses_queue(role: Role) -> bool {
 
 /// ScyllaDB's options.
 pub fn scylla_options(config: &ScyllaConfig) -> Result<scylla::ScyllaOptions, Failure> {
-    let credentials = match &config.credentials_dir {
-        Some(directory) => Some((
-            config::secret(directory, "username")?,
-            config::secret(directory, "password")?,
-        )),
-        None => None,
-    };
+    let login = config
+        .credentials_dir
+        .as_deref()
+        .map(|directory| config::login(directory, true))
+        .transpose()?;
     Ok(scylla::ScyllaOptions {
         contact_points: config.contact_points.clone(),
         datacenter: Some(config.datacenter.clone()),
         keyspace: config.keyspace.clone(),
         replication_factor: u8::try_from(config.replication_factor)
             .map_err(|_| Failure::usage("stores.scylla.replicationFactor: 1 to 255"))?,
-        credentials,
+        login,
     })
 }
 
@@ -190,8 +188,10 @@ impl LateStores {
         stop: &CancellationToken,
     ) -> Result<Option<FastStore>, Failure> {
         // Platforms that share servers are told apart as their keyspaces are.
+        let (url, login) = config::redis(&stores.redis)?;
         let options = redis::RedisOptions {
-            url: config::redis_url(&stores.redis)?,
+            url,
+            login,
             prefix: format!("{}:", stores.scylla.keyspace),
         };
         let connected = self
@@ -218,8 +218,10 @@ impl LateStores {
         stores: &ExternalStores,
         stop: &CancellationToken,
     ) -> Result<Arc<dyn PushQueue>, Failure> {
+        let (url, login) = config::rabbitmq(&stores.rabbitmq)?;
         let options = rabbitmq::RabbitOptions {
-            url: config::rabbitmq_url(&stores.rabbitmq)?,
+            url,
+            login,
             prefix: stores.scylla.keyspace.clone(),
         };
         let (late, stop) = (self.rabbitmq.clone(), stop.clone());

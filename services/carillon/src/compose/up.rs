@@ -12,6 +12,7 @@ use carillon_runtime::{
     ready::{Dependency, Readiness},
     tasks::Tasks,
 };
+use tokio::sync::watch;
 
 use super::{bind, roles, start_telemetry, stores};
 use crate::{cli::Up, config, failure::Failure, keys};
@@ -57,7 +58,8 @@ pub async fn up(options: Up) -> Result<(), Failure> {
     let blobs = stores::open_blobs(&config.media.blob)?;
 
     let signing = roles::signing_keys(&config.keys)?;
-    let jwks = carillon_auth::jwks(&signing);
+    // Nobody changes the keys of one machine while it runs.
+    let (_, published) = watch::channel(carillon_auth::jwks(&signing).into());
     let verifier = roles::verifier(&config, signing.verifying_keys(), &fast);
     let auth = roles::auth(&config, signing, &wide, &fast)?;
     let people = roles::people(&wide, &fast);
@@ -86,9 +88,9 @@ pub async fn up(options: Up) -> Result<(), Failure> {
     };
     let limiters = roles::limiters(&config, &fast);
     let probes = vec![probe.clone()];
-    let gateway = roles::gateway(&config, &fast, calls, limiters.clone(), jwks, probes);
-    let internal_token = config::read(&config.keys.internal_token_file, "the internal token")?;
-    let interceptor = InterceptorOptions::new(internal_token.trim(), verifier.clone())?
+    let gateway = roles::gateway(&config, &fast, calls, limiters.clone(), published, probes);
+    let internal_token = config::internal_token(&config)?;
+    let interceptor = InterceptorOptions::new(&internal_token, verifier.clone())?
         .limiting_strangers(roles::strangers(&config), limiters.shared);
     let max_upload_bytes = usize::try_from(config.media.max_upload_bytes).unwrap_or(usize::MAX);
     let services = RoleServices {

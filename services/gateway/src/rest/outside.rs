@@ -52,12 +52,13 @@ async fn ready(State(app): State<App>) -> impl IntoResponse {
 }
 
 async fn jwks(State(app): State<App>) -> impl IntoResponse {
+    let jwks = app.jwks.borrow().clone();
     (
         [
             (header::CONTENT_TYPE, "application/json"),
-            (header::CACHE_CONTROL, "public, max-age=300"),
+            (header::CACHE_CONTROL, "public, max-age=60"),
         ],
-        app.jwks_json.clone(),
+        jwks,
     )
 }
 

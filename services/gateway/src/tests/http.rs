@@ -16,11 +16,11 @@ use tower::ServiceExt;
 
 use crate::{
     Gateway, GatewayOptions,
-    testing::{Town, options, somebody, token},
+    testing::{Town, options, published, somebody, token},
 };
 
 fn router(town: &Arc<Town>, options: GatewayOptions) -> Router {
-    Gateway::new(options, town.services(), r#"{"keys":[]}"#.to_owned()).router()
+    Gateway::new(options, town.services(), published(r#"{"keys":[]}"#)).router()
 }
 
 async fn ask(router: &Router, request: Request<Body>) -> (StatusCode, ::http::HeaderMap, Vec<u8>) {
@@ -465,7 +465,7 @@ async fn gateways_share_their_limits() {
             auth_per_minute: 3,
             ..options()
         };
-        crate::Gateway::new(options, services, String::new()).router()
+        crate::Gateway::new(options, services, published("")).router()
     };
     let gateways = [of(shared.clone()), of(shared)];
     let login = || {

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Gateway, GatewayOptions,
     gateway::App,
-    testing::{SOON, Town, options, somebody, token},
+    testing::{SOON, Town, options, published, somebody, token},
 };
 
 struct Server {
@@ -30,7 +30,7 @@ struct Server {
 
 async fn serve(options: GatewayOptions) -> Server {
     let town = Town::new();
-    let gateway = Gateway::new(options, town.services(), String::new());
+    let gateway = Gateway::new(options, town.services(), published(""));
     let app = gateway.app().clone();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
