@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::world::{control_plane, script::Stage, servers};
+use crate::{
+    rotation::Strict,
+    world::{control_plane, script::Stage, servers},
+};
 
 const NAMESPACE: &str = "carillon-it";
 const CRD: &str = "chatclusters.carillon.chat";
@@ -338,6 +341,8 @@ async fn helm_install_apply_chat_delete() -> Result<()> {
         .run("bob: post #r \"after\"\nalice: history #r = \"before\" \"after\"")
         .await?;
 
+    keys_rotate_under_load(kubernetes, &name).await?;
+
     nothing_changes_by_itself(kubernetes, &name)?;
 
     kubernetes.kubectl(&["delete", "chatcluster", &name, "--timeout=60s"])?;
@@ -394,6 +399,78 @@ fn bad_chat_clusters(kubernetes: &Kubernetes) -> Result<()> {
         "{condition}"
     );
     kubernetes.kubectl(&["delete", "chatcluster", "bad", "--timeout=60s"])?;
+    Ok(())
+}
+
+/// The authority with all certificates, and the key of tokens, change in running pods: no request fails, and no pod is replaced. In the long form
+/// the new key signs at the end; in the short one it is known to every pod.
+async fn keys_rotate_under_load(kubernetes: &Kubernetes, name: &str) -> Result<()> {
+    let started = Instant::now();
+    let label = format!("app.kubernetes.io/instance={name}");
+    let pods = || -> Result<Vec<String>> {
+        let pods = kubernetes.get(&["pods", "-l", &label])?;
+        let items = pods["items"].as_array().cloned().unwrap_or_default();
+        Ok(items
+            .iter()
+            .map(|pod| {
+                format!(
+                    "{} {}",
+                    pod["metadata"]["uid"], pod["status"]["containerStatuses"][0]["restartCount"]
+                )
+            })
+            .collect())
+    };
+    let text = |secret: &str, key: &str| -> Result<String> {
+        let secret = kubernetes.get(&["secret", &format!("{name}-{secret}")])?;
+        Ok(secret["data"][key].as_str().unwrap_or_default().to_owned())
+    };
+    let tls =
+        || -> Result<[String; 2]> { Ok([text("tls", "ca.crt")?, text("tls", "gateway.crt")?]) };
+    let gateways = kubernetes.gateways(name)?;
+    let (before, first) = (pods()?, tls()?);
+    let authority = text("ca", "ca.crt")?;
+    let signing = text("jwt", "signing.pem")?;
+    let mut traffic = Strict::start(&gateways).await?;
+    traffic.flow().await?;
+    for what in ["ca", "jwt"] {
+        kubernetes.kubectl(&[
+            "annotate",
+            "chatcluster",
+            name,
+            &format!("carillon.chat/rotate-{what}=now"),
+        ])?;
+    }
+    let is_long = std::env::var_os("CARILLON_TEST_LONG").is_some();
+    let deadline = Instant::now() + Duration::from_secs(600);
+    loop {
+        traffic.flow().await?;
+        let now = tls()?;
+        // Only the new authority is left.
+        let certificates =
+            now[0] == text("ca", "ca.crt")? && now[0] != authority && now[1] != first[1];
+        let jwt = kubernetes.get(&["secret", &format!("{name}-jwt")])?;
+        let due = jwt["metadata"]["annotations"]["carillon.chat/rotation-due"].is_string();
+        let changed = jwt["data"]["signing.pem"] != signing.as_str();
+        if certificates && due && (changed || !is_long) {
+            break;
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "certificates: {certificates}, due: {due}, changed: {changed}"
+        );
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    traffic.flow().await?;
+    let sent = traffic.end().await?;
+    ensure!(
+        pods()? == before,
+        "pods were replaced: {before:?}, {:?}",
+        pods()?
+    );
+    println!(
+        "keys rotated within {} s, {sent} requests meanwhile, none failed",
+        started.elapsed().as_secs()
+    );
     Ok(())
 }
 

@@ -29,14 +29,14 @@ use crate::world::{
 };
 
 /// Whoever writes without ever trying again: what fails is a failure.
-struct Strict {
+pub struct Strict {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicUsize>,
     tasks: Vec<tokio::task::JoinHandle<Result<()>>>,
 }
 
 impl Strict {
-    async fn start(bases: &[String]) -> Result<Self> {
+    pub async fn start(bases: &[String]) -> Result<Self> {
         let mut strict = Self {
             stop: Arc::default(),
             sent: Arc::default(),
@@ -84,7 +84,7 @@ impl Strict {
     }
 
     /// Everybody goes on writing for a while, and nothing has failed so far.
-    async fn flow(&mut self) -> Result<()> {
+    pub async fn flow(&mut self) -> Result<()> {
         let target = self.sent.load(Ordering::Relaxed) + 80;
         let deadline = Instant::now() + Duration::from_secs(60);
         while self.sent.load(Ordering::Relaxed) < target {
@@ -100,7 +100,7 @@ impl Strict {
         Ok(())
     }
 
-    async fn end(self) -> Result<usize> {
+    pub async fn end(self) -> Result<usize> {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
             task.await??;
