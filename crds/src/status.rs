@@ -48,7 +48,7 @@ pub struct ComponentStatus {
 
 /// Types of the conditions.
 pub mod condition {
-    /// Every component has all its replicas ready, at the observed generation.
+    /// Every component has the pods it needs, ready, and a message gets through.
     pub const AVAILABLE: &str = "Available";
     /// Something ordered is still being brought about.
     pub const PROGRESSING: &str = "Progressing";

@@ -7,9 +7,10 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
 use crate::apply::Change;
 use crate::metrics::Metrics;
+use crate::probe::Prober;
 use crate::readiness::ReadinessClient;
 
-/// Shared by all reconciles; holds no state about any cluster.
+/// Shared by all reconciles; holds no state about any cluster but when its messages were last probed.
 pub struct Context {
     /// The API server.
     pub client: Client,
@@ -19,6 +20,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// Asks pods how they are.
     pub readiness: ReadinessClient,
+    /// Sends probe messages.
+    pub prober: Prober,
     recorder: Recorder,
 }
 
@@ -35,6 +38,7 @@ impl Context {
             image,
             metrics,
             readiness: ReadinessClient::new(),
+            prober: Prober::default(),
         }
     }
 

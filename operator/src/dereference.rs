@@ -167,6 +167,16 @@ pub async fn keys(client: &Client, metrics: &Metrics, order: &Order) -> Result<K
     Ok(Keys { jwks, internal_uid })
 }
 
+/// The key that signs the cluster's access tokens, PKCS#8 PEM; `None` when it isn't there. For the probe's token, when one is due.
+pub async fn signing_key(client: &Client, order: &Order) -> Result<Option<String>, kube::Error> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), &order.namespace);
+    let secret = api.get_opt(&jwt_secret_name(&order.name)).await?;
+    Ok(secret
+        .and_then(|secret| secret.data)
+        .and_then(|mut data| data.remove(SIGNING_KEY))
+        .map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned()))
+}
+
 async fn create_once(
     api: &Api<Secret>,
     metrics: &Metrics,

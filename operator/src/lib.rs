@@ -19,6 +19,7 @@ pub mod http;
 pub mod keys;
 pub mod leader;
 pub mod metrics;
+pub mod probe;
 pub mod readiness;
 pub mod reconcile;
 pub mod settings;

@@ -22,6 +22,7 @@ use crate::apply::{
 use crate::build::{self, COMPONENT_LABEL, Children, MIGRATION_COMPONENT};
 use crate::context::{Context, reference_to};
 use crate::dereference::{self, KeyError, Live};
+use crate::probe;
 use crate::readiness::PodReadiness;
 use crate::status::{Component, Migration, Observation, migration, status, unreadable};
 use crate::validate::{Order, order};
@@ -99,6 +100,7 @@ async fn reconcile_current(
     };
     // Everything carries an owner reference: the garbage collector does the rest.
     if cluster.metadata.deletion_timestamp.is_some() {
+        context.prober.forget(&cluster.uid().unwrap_or_default());
         return Ok(Action::await_change());
     }
     let (seen, changes, failure) = pass(context, &cluster).await?;
@@ -135,6 +137,7 @@ async fn pass(
                 .as_ref()
                 .and_then(|status| status.endpoint.clone());
             seen.components = components_without_order(&live);
+            seen.probe = context.prober.known(&cluster.uid().unwrap_or_default());
             return Ok((seen, Vec::new(), None));
         }
     };
@@ -154,10 +157,37 @@ async fn pass(
     let changes = applier.changes;
     let pods = dereference::pods(&context.client, cluster).await?;
     seen.readiness = ask_pods(context, &order, &pods).await;
+    probe(context, cluster, &order, &pods, &mut seen).await;
     if !seen.is_settled() {
         seen.pods = pods;
     }
     Ok((seen, changes, failure))
+}
+
+/// A message through the cluster, if it is time, and if there is somebody to take it.
+async fn probe(
+    context: &Context,
+    cluster: &ChatCluster,
+    order: &Order,
+    pods: &[Pod],
+    seen: &mut Observation,
+) {
+    if !seen.is_serving() {
+        context.prober.forget(&order.owner.uid);
+        return;
+    }
+    let was_available = cluster
+        .status
+        .iter()
+        .flat_map(|status| &status.conditions)
+        .any(|found| found.type_ == condition::AVAILABLE && found.status == "True");
+    let sight = probe::Seen {
+        pods,
+        readiness: &seen.readiness,
+        complete: seen.components.iter().all(Component::is_complete),
+        was_available,
+    };
+    seen.probe = context.prober.look(context, order, sight).await;
 }
 
 /// A paused cluster: what there is, and how it fares. Not what differs from the order: that is for whoever paused it to know.
@@ -174,6 +204,7 @@ async fn look_only(
     seen.components = components_without_order(live);
     let pods = dereference::pods(&context.client, cluster).await?;
     seen.readiness = ask_pods(context, order, &pods).await;
+    probe(context, cluster, order, &pods, seen).await;
     seen.pods = pods;
     Ok(())
 }

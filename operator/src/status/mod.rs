@@ -16,6 +16,7 @@ use carillon_crds::{ChatClusterStatus, FieldProblem, SecretUse, condition};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use crate::probe::Probe;
 use crate::readiness::PodReadiness;
 
 pub use component::Component;
@@ -57,6 +58,8 @@ pub struct Observation {
     pub pods: Vec<Pod>,
     /// What some pods say of their dependencies, those that are not ready first.
     pub readiness: Vec<PodReadiness>,
+    /// Whether messages get through.
+    pub probe: Probe,
 }
 
 impl Observation {
@@ -75,6 +78,12 @@ impl Observation {
             && (self.hibernated || self.migration == Migration::Succeeded)
             && self.components.iter().all(Component::is_complete)
             && stores::unreachable(self).next().is_none()
+            && (self.hibernated || self.probe == Probe::Passed)
+    }
+
+    /// Whether every role has the pods it needs.
+    pub fn is_serving(&self) -> bool {
+        !self.components.is_empty() && self.components.iter().all(Component::is_serving)
     }
 }
 
@@ -233,6 +242,7 @@ pub(crate) mod tests {
                     ready: true,
                 }],
             }],
+            probe: Probe::Passed,
             ..Observation::default()
         }
     }
