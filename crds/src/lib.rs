@@ -35,6 +35,10 @@ pub use status::*;
 /// The platform version this build is, e.g. `0.1.0`. It is the default of `spec.version`.
 pub const PLATFORM_VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// The person of the operator's probe message, in every cluster: it has no account, and the roles let it do nothing but that.
+/// The same as `carillon_domain::UserId::PROBE`.
+pub const PROBE_USER: &str = "70726f62-6500-8000-8000-000000000000";
+
 /// Longest name of a ChatCluster, so that the names of its children stay within 63 characters.
 pub const MAX_NAME_LENGTH: usize = 40;
 

@@ -24,7 +24,8 @@ pub struct ChatClusterStatus {
     /// Each component, in roll-out order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub components: Vec<ComponentStatus>,
-    /// What holds and what doesn't: Available, Progressing, Degraded, SpecValid, SchemaMigrated, ScyllaReady, RedisReady, RabbitmqReady.
+    /// What holds and what doesn't: Available, Progressing, Degraded, SpecValid, SchemaMigrated, ScyllaReady, RedisReady, RabbitmqReady,
+    /// ObjectStoreReady.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
@@ -48,7 +49,7 @@ pub struct ComponentStatus {
 
 /// Types of the conditions.
 pub mod condition {
-    /// Every component has all its replicas ready, at the observed generation.
+    /// Every component has the pods it needs, ready, and a message gets through.
     pub const AVAILABLE: &str = "Available";
     /// Something ordered is still being brought about.
     pub const PROGRESSING: &str = "Progressing";
@@ -64,4 +65,6 @@ pub mod condition {
     pub const REDIS_READY: &str = "RedisReady";
     /// RabbitMQ answers the roles that use it.
     pub const RABBITMQ_READY: &str = "RabbitmqReady";
+    /// The store of files answers the media role.
+    pub const OBJECT_STORE_READY: &str = "ObjectStoreReady";
 }

@@ -1,15 +1,19 @@
 //! What every reconcile is handed.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::core::ObjectMeta;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
 use crate::apply::Change;
+use crate::lookout::Lookout;
 use crate::metrics::Metrics;
+use crate::probe::Prober;
 use crate::readiness::ReadinessClient;
 
-/// Shared by all reconciles; holds no state about any cluster.
+/// Shared by all reconciles; holds no state about any cluster but when its messages were last probed, and whom to ask about its stores.
 pub struct Context {
     /// The API server.
     pub client: Client,
@@ -18,7 +22,11 @@ pub struct Context {
     /// What is counted.
     pub metrics: Metrics,
     /// Asks pods how they are.
-    pub readiness: ReadinessClient,
+    pub readiness: Arc<ReadinessClient>,
+    /// Looks at stores between passes.
+    pub lookout: Arc<Lookout>,
+    /// Sends probe messages.
+    pub prober: Prober,
     recorder: Recorder,
 }
 
@@ -34,7 +42,9 @@ impl Context {
             client,
             image,
             metrics,
-            readiness: ReadinessClient::new(),
+            readiness: Arc::new(ReadinessClient::new()),
+            lookout: Arc::new(Lookout::new()),
+            prober: Prober::default(),
         }
     }
 

@@ -22,7 +22,8 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{
-    Config as ControllerConfig, Controller, PredicateConfig, WatchStreamExt, predicates, watcher,
+    Config as ControllerConfig, Controller, Predicate, PredicateConfig, WatchStreamExt, predicates,
+    watcher,
 };
 use kube::{Api, Client, Config, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -108,6 +109,7 @@ async fn lead(
         metrics.clone(),
     ));
     let acting = shutdown.child_token();
+    tokio::spawn(Arc::clone(&context.lookout).run(Arc::clone(&context.readiness), acting.clone()));
     let mut controllers = tokio::task::JoinSet::new();
     for namespace in &settings.watch_namespaces {
         controllers.spawn(control(
@@ -170,6 +172,7 @@ async fn control(
             clusters_of,
         )
         .watches_stream(children::<Ingress>(&client, &namespace), clusters_of)
+        .reconcile_on(context.lookout.changes())
         .graceful_shutdown_on(shutdown.cancelled_owned())
         .run(reconcile, error_policy, context)
         .for_each(|result| {
@@ -191,7 +194,7 @@ async fn control(
 
 type ClusterGuard = DeserializeGuard<ChatCluster>;
 
-/// ChatClusters whose spec changed. Our own status writes are filtered out; one that can't be read is let through as
+/// ChatClusters whose spec changed, or of which a rotation is asked for. Our own status writes are filtered out; one that can't be read is let through as
 /// such, so that it doesn't hide the others.
 fn clusters(
     client: &Client,
@@ -208,11 +211,17 @@ fn clusters(
     .default_backoff()
     .modify(|cluster| {
         cluster.managed_fields_mut().clear();
-        cluster.annotations_mut().clear();
+        // What is asked for by annotations; anything else may be large.
+        cluster
+            .annotations_mut()
+            .retain(|key, _| key.starts_with(crate::credentials::ROTATE));
     })
     .reflect(writer)
     .applied_objects()
-    .predicate_filter(predicates::generation, PredicateConfig::default());
+    .predicate_filter(
+        predicates::generation.combine(predicates::annotations),
+        PredicateConfig::default(),
+    );
     (stream, store)
 }
 

@@ -29,6 +29,8 @@ use crate::keys::{self, SigningKeys};
 use crate::pods::{self, PodsInUse};
 use crate::validate::Order;
 
+/// How the annotations begin that ask for a rotation.
+pub const ROTATE: &str = "carillon.chat/rotate-";
 /// Annotation of a ChatCluster: the key that signs tokens is to be replaced.
 pub const ROTATE_JWT: &str = "carillon.chat/rotate-jwt";
 /// Annotation of a ChatCluster: the authority is to be replaced, and with it every certificate.

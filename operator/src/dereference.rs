@@ -21,8 +21,11 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 
 use crate::apply::difference::ORDER_HASH;
-use crate::build::{INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL, instance_selector};
+use crate::build::{
+    INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL, SIGNING_KEY, instance_selector, jwt_secret_name,
+};
 use crate::status::MissingSecret;
+use crate::validate::Order;
 
 /// The children that exist, by kind: those that carry the ChatCluster's labels and are owned by it or by nobody.
 #[derive(Clone, Debug, Default)]
@@ -95,6 +98,16 @@ pub async fn missing_secrets(
         }
     }
     Ok(missing)
+}
+
+/// The key that signs the cluster's access tokens, PKCS#8 PEM; `None` when it isn't there. For the probe's token, when one is due.
+pub async fn signing_key(client: &Client, order: &Order) -> Result<Option<String>, kube::Error> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), &order.namespace);
+    let secret = api.get_opt(&jwt_secret_name(&order.name)).await?;
+    Ok(secret
+        .and_then(|secret| secret.data)
+        .and_then(|mut data| data.remove(SIGNING_KEY))
+        .map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned()))
 }
 
 async fn list<K>(client: &Client, cluster: &ChatCluster) -> Result<Vec<K>, kube::Error>

@@ -2,17 +2,17 @@
 //!
 //! A new key is published first; it signs when every pod verifies by it and caches of the key set have expired; and the one before it is
 //! published until the last token that it signed has ended. What is to be done next follows from what is stored and from what the pods say they
-//! have in use. Storing, and asking pods, is not here.
+//! have in use. Also the one access token that the operator signs itself, the probe's. Storing, and asking pods, is not here.
 
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use carillon_crds::Role;
 use carillon_crds::config::{fingerprint, in_use};
+use carillon_crds::{PROBE_USER, Role};
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey};
-use ed25519_dalek::{SECRET_KEY_LENGTH, SigningKey, VerifyingKey};
+use ed25519_dalek::{SECRET_KEY_LENGTH, Signer, SigningKey, VerifyingKey};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -194,6 +194,55 @@ fn kid(key: &VerifyingKey) -> String {
     thumbprint(&URL_SAFE_NO_PAD.encode(key.as_bytes()))
 }
 
+/// An access token (RFC 7519, EdDSA) of the probe's person, good from `now` for `ttl`, both in seconds.
+pub fn probe_token(
+    signing_key_pem: &str,
+    issuer: &str,
+    now: i64,
+    ttl: i64,
+) -> Result<String, UnusableKey> {
+    // The first one signs.
+    let block = blocks(signing_key_pem);
+    let key = block.first().ok_or(UnusableKey)?;
+    let key = SigningKey::from_pkcs8_pem(key).map_err(|_| UnusableKey)?;
+    let x = URL_SAFE_NO_PAD.encode(key.verifying_key().as_bytes());
+    let header = json!({ "typ": "JWT", "alg": "EdDSA", "kid": thumbprint(&x) });
+    let claims = json!({
+        "iss": issuer,
+        "aud": "carillon-api",
+        "type": "access",
+        "sub": PROBE_USER,
+        // One device: its lease of presence is always the same one.
+        "did": PROBE_USER,
+        "jti": random_uuid(),
+        "iat": now,
+        "exp": now + ttl,
+    });
+    let signed = format!(
+        "{}.{}",
+        URL_SAFE_NO_PAD.encode(header.to_string()),
+        URL_SAFE_NO_PAD.encode(claims.to_string())
+    );
+    let signature = URL_SAFE_NO_PAD.encode(key.sign(signed.as_bytes()).to_bytes());
+    Ok(format!("{signed}.{signature}"))
+}
+
+/// A random UUID in the usual form (RFC 9562, version 4).
+pub fn random_uuid() -> String {
+    let mut bytes: [u8; 16] = rand::random();
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let digits = hex::encode(bytes);
+    format!(
+        "{}-{}-{}-{}-{}",
+        &digits[..8],
+        &digits[8..12],
+        &digits[12..16],
+        &digits[16..20],
+        &digits[20..]
+    )
+}
+
 fn jwk(key: &VerifyingKey) -> Value {
     let x = URL_SAFE_NO_PAD.encode(key.as_bytes());
     json!({ "kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": thumbprint(&x), "x": x })
@@ -250,6 +299,33 @@ mod tests {
         assert_eq!(key["kid"].as_str().unwrap().len(), 43);
         assert_ne!(new_signing_key_pem(), pem);
         assert!(!format!("{keys:?}").contains("PRIVATE"));
+    }
+
+    /// What the roles take is tested where the roles are (`tests/it/probe.rs`); here, that the signature holds for the public key.
+    #[test]
+    fn the_probes_token_is_signed_by_the_clusters_key() {
+        let pem = new_signing_key_pem();
+        let token = probe_token(&pem, "town", 1_700_000_000, 60).unwrap();
+        let (signed, signature) = token.rsplit_once('.').unwrap();
+        let (header, claims) = signed.split_once('.').unwrap();
+        let read = |part: &str| -> Value {
+            serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
+        };
+        let jwks: Value = serde_json::from_str(&one(pem.clone()).jwks().unwrap()).unwrap();
+        assert_eq!(read(header)["kid"], jwks["keys"][0]["kid"]);
+        let claims = read(claims);
+        assert_eq!(claims["sub"], PROBE_USER);
+        assert_eq!(claims["exp"].as_i64(), Some(1_700_000_060));
+        let signature: [u8; 64] = URL_SAFE_NO_PAD
+            .decode(signature)
+            .unwrap()
+            .try_into()
+            .unwrap();
+        let key = SigningKey::from_pkcs8_pem(&pem).unwrap().verifying_key();
+        key.verify_strict(signed.as_bytes(), &signature.into())
+            .unwrap();
+        let other = probe_token(&pem, "town", 1_700_000_000, 60).unwrap();
+        assert_ne!(token, other, "each token has an id of its own");
     }
 
     #[test]

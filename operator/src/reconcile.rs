@@ -23,12 +23,14 @@ use crate::build::{self, COMPONENT_LABEL, Children, MIGRATION_COMPONENT};
 use crate::context::{Context, reference_to};
 use crate::credentials::{self, KeyError};
 use crate::dereference::{self, Live};
+use crate::lookout;
+use crate::probe;
 use crate::readiness::PodReadiness;
 use crate::status::{Component, Migration, Observation, migration, status, unreadable};
 use crate::validate::{Order, order};
 
-/// Between two looks at a cluster on which nothing is to be done: changes are heard by watching, but a key that was made
-/// anew, and a store that ready pods can do without, are not.
+/// Between two looks at a cluster on which nothing is to be done: changes are heard by watching, but a key that was
+/// deleted is not.
 const SETTLED_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two looks at a cluster that isn't as ordered: the reasons why a pod doesn't start are not watched.
 const UNSETTLED_INTERVAL: Duration = Duration::from_secs(5);
@@ -96,10 +98,13 @@ async fn reconcile_current(
     let api: Api<ChatCluster> = Api::namespaced(context.client.clone(), namespace);
     // The watch may lag behind our own last status: decide on what is true now.
     let Some(cluster) = api.get_opt(name).await? else {
+        context.lookout.forget(&named(namespace, name));
         return Ok(Action::await_change());
     };
     // Everything carries an owner reference: the garbage collector does the rest.
     if cluster.metadata.deletion_timestamp.is_some() {
+        context.prober.forget(&cluster.uid().unwrap_or_default());
+        context.lookout.forget(&named(namespace, name));
         return Ok(Action::await_change());
     }
     let (seen, changes, failure) = pass(context, &cluster).await?;
@@ -138,6 +143,7 @@ async fn pass(
                 .as_ref()
                 .and_then(|status| status.endpoint.clone());
             seen.components = components_without_order(&live);
+            seen.probe = context.prober.known(&cluster.uid().unwrap_or_default());
             return Ok((seen, Vec::new(), None));
         }
     };
@@ -157,10 +163,43 @@ async fn pass(
     let changes = applier.changes;
     let pods = dereference::pods(&context.client, cluster).await?;
     seen.readiness = ask_pods(context, &order, &pods).await;
+    context.lookout.note(
+        named(&order.namespace, &order.name),
+        &seen.readiness,
+        order.config.admin_port,
+        |name| address_of(&pods, name),
+    );
+    probe(context, cluster, &order, &pods, &mut seen).await;
     if !seen.is_settled() {
         seen.pods = pods;
     }
     Ok((seen, changes, failure))
+}
+
+/// A message through the cluster, if it is time, and if there is somebody to take it.
+async fn probe(
+    context: &Context,
+    cluster: &ChatCluster,
+    order: &Order,
+    pods: &[Pod],
+    seen: &mut Observation,
+) {
+    if !seen.is_serving() {
+        context.prober.forget(&order.owner.uid);
+        return;
+    }
+    let was_available = cluster
+        .status
+        .iter()
+        .flat_map(|status| &status.conditions)
+        .any(|found| found.type_ == condition::AVAILABLE && found.status == "True");
+    let sight = probe::Seen {
+        pods,
+        readiness: &seen.readiness,
+        complete: seen.components.iter().all(Component::is_complete),
+        was_available,
+    };
+    seen.probe = context.prober.look(context, order, sight).await;
 }
 
 /// A paused cluster: what there is, and how it fares. Not what differs from the order: that is for whoever paused it to know.
@@ -177,6 +216,7 @@ async fn look_only(
     seen.components = components_without_order(live);
     let pods = dereference::pods(&context.client, cluster).await?;
     seen.readiness = ask_pods(context, order, &pods).await;
+    probe(context, cluster, order, &pods, seen).await;
     seen.pods = pods;
     Ok(())
 }
@@ -315,6 +355,15 @@ fn components_without_order(live: &Live) -> Vec<Component> {
     } else {
         found
     }
+}
+
+fn named(namespace: &str, name: &str) -> lookout::Cluster {
+    lookout::Cluster::new(name).within(namespace)
+}
+
+fn address_of(pods: &[Pod], name: &str) -> Option<String> {
+    let pod = pods.iter().find(|pod| pod.name_any() == name)?;
+    pod.status.as_ref()?.pod_ip.clone()
 }
 
 /// Asks some pods what they depend on.

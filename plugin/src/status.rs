@@ -6,10 +6,11 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 /// Conditions that say whether a store answers, and the store's name.
-const STORES: [(&str, &str); 3] = [
+const STORES: [(&str, &str); 4] = [
     ("ScyllaReady", "scylla"),
     ("RedisReady", "redis"),
     ("RabbitmqReady", "rabbitmq"),
+    ("ObjectStoreReady", "object store"),
 ];
 
 /// Prints the picture.

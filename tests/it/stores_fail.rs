@@ -301,3 +301,48 @@ async fn the_disk_is_full() -> Result<()> {
     ensure!(seen == expected, "the room holds {seen:?}");
     Ok(())
 }
+
+/// MEDIA-03, promise 8: without the store of files messages flow, uploads are refused in words that may be retried, and `/ready` names it.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_away_and_come_back() -> Result<()> {
+    let up = Up::start(QUICK).await?;
+    let ann = Person::register(&up.base, "ann").await?;
+    let upload = async || -> Result<reqwest::Response> {
+        let file = reqwest::multipart::Part::bytes(b"GIF89a\x01\x00\x01\x00\x00\x00\x00;".to_vec())
+            .file_name("a.gif")
+            .mime_str("image/gif")?;
+        let form = reqwest::multipart::Form::new().part("file", file);
+        let request = http().post(format!("{}/api/v1/media", up.base));
+        Ok(request
+            .bearer_auth(&ann.access_token)
+            .multipart(form)
+            .send()
+            .await?)
+    };
+    wait_for(&up.admin, "object_store", true).await?;
+    let taken = upload().await?;
+    ensure!(taken.status().is_success(), "{}", taken.text().await?);
+    let files = up.directory.path().join("data/media");
+    ensure!(files.is_dir(), "there is no {}", files.display());
+    let away = up.directory.path().join("away");
+    std::fs::rename(&files, &away)?;
+    // A file where the directory was: it can't be made anew behind our back.
+    std::fs::write(&files, "")?;
+    wait_for(&up.admin, "object_store", false).await?;
+    let refused = upload().await?;
+    let status = refused.status().as_u16();
+    let body: Value = refused.json().await?;
+    ensure!(
+        status == 503 && body["code"] == "unavailable",
+        "{status} {body}"
+    );
+    let room = json!({"name": "r", "description": "", "type": "public"});
+    ann.ask(&up.base, Method::POST, "/rooms", Some(&room))
+        .await?;
+    std::fs::remove_file(&files)?;
+    std::fs::rename(&away, &files)?;
+    wait_for(&up.admin, "object_store", true).await?;
+    let taken = upload().await?;
+    ensure!(taken.status().is_success(), "{}", taken.text().await?);
+    Ok(())
+}

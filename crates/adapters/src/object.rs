@@ -2,7 +2,12 @@
 //!
 //! The bytes of a media id never change, so nothing is ever overwritten with something else, and readers may cache.
 
-use std::{ops::Range, path::Path as FilePath, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    path::{Path as FilePath, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -49,7 +54,8 @@ impl std::fmt::Debug for S3Options {
 pub struct ObjectBlobs {
     store: Box<dyn ObjectStore>,
     prefix: Path,
-    name: &'static str,
+    /// Where they are, if that is a directory.
+    directory: Option<PathBuf>,
 }
 
 /// Blobs in a directory, made if it isn't there. A write is synced before it is answered.
@@ -70,7 +76,7 @@ pub fn directory(path: &FilePath) -> Result<Arc<ObjectBlobs>> {
     Ok(Arc::new(ObjectBlobs {
         store: Box::new(store),
         prefix: Path::default(),
-        name: "media-directory",
+        directory: Some(path.to_owned()),
     }))
 }
 
@@ -113,7 +119,7 @@ pub fn s3(options: &S3Options) -> Result<Arc<ObjectBlobs>> {
     Ok(Arc::new(ObjectBlobs {
         store: Box::new(store),
         prefix: Path::from(options.prefix.as_str()),
-        name: "s3",
+        directory: None,
     }))
 }
 
@@ -169,10 +175,15 @@ impl BlobStore for ObjectBlobs {
 #[async_trait]
 impl Probe for ObjectBlobs {
     fn name(&self) -> &'static str {
-        self.name
+        "object_store"
     }
 
     async fn check(&self) -> Result<()> {
+        if let Some(directory) = &self.directory {
+            // A listing of what isn't there is empty.
+            let entries = tokio::fs::read_dir(directory).await;
+            drop(entries.map_err(|cause| Error::unavailable("the media store", cause))?);
+        }
         // Listing fails without the bucket; a look at one object couldn't tell the one from the other.
         let nowhere = self.prefix.clone().join("media").join("probe");
         let mut list = self.store.list(Some(&nowhere));

@@ -50,7 +50,7 @@ async fn serve(root: &Path) -> S3Options {
 async fn blobs_in_a_bucket() {
     let folder = tempfile::tempdir().unwrap();
     let blobs = object::s3(&serve(folder.path()).await).unwrap();
-    assert_eq!(blobs.name(), "s3");
+    assert_eq!(blobs.name(), "object_store");
     blobs.check().await.unwrap();
     conformance::blobs::all(blobs).await;
 }

@@ -67,6 +67,12 @@ uuid_id!(
     MediaId
 );
 
+impl UserId {
+    /// The person of the operator's probe message: no account has this id, and it may do nothing but have a room of its own,
+    /// write to it and read it. Its messages aren't counted.
+    pub const PROBE: Self = Self(Uuid::from_u128(0x7072_6f62_6500_8000_8000_0000_0000_0000));
+}
+
 /// The id that a client gives to a message of its own, so that a retry can be recognised: 1 to 64 visible ASCII characters.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]

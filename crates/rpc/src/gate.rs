@@ -205,6 +205,11 @@ async fn admit(
         return Ok(Caller::Nobody);
     }
     let identity = options.verifier.verify_access(bearer(headers)?).await?;
+    if identity.user == UserId::PROBE {
+        return Err(Error::denied(
+            "this token is for a probe message through a gateway only",
+        ));
+    }
     if access == Access::Internal {
         return Err(Error::denied("this method is for the cluster's own roles"));
     }

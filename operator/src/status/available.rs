@@ -1,6 +1,7 @@
-//! `Available`: every role has the pods it needs, ready. Never while there are to be none.
+//! `Available`: every role has the pods it needs, ready, and a message gets through. Never while there are to be none.
 
 use super::{Observation, Verdict};
+use crate::probe::Probe;
 
 pub(super) fn verdict(seen: &Observation) -> Verdict {
     if seen.hibernated && !seen.paused {
@@ -24,8 +25,22 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
     if !lacking.is_empty() {
         return Verdict::no("NotReady", format!("pods ready: {}", lacking.join(", ")));
     }
+    if let Probe::Failed(failure) = &seen.probe {
+        return Verdict::no(
+            "ProbeFailed",
+            format!(
+                "every component is ready, but a probe message does not get through: {failure}"
+            ),
+        );
+    }
+    if seen.problems.is_empty() && seen.probe == Probe::NotAsked {
+        return Verdict::no("NotProbed", "no message was tried yet");
+    }
     if seen.problems.is_empty() {
-        Verdict::yes("AllReady", "every component is ready")
+        Verdict::yes(
+            "AllReady",
+            "every component is ready, and messages get through",
+        )
     } else {
         Verdict::yes(
             "LastValidSpec",
@@ -51,6 +66,33 @@ mod tests {
             (verdict.status, verdict.message.as_str()),
             ("False", "pods ready: auth 1/2, media 0/2")
         );
+    }
+
+    #[test]
+    fn pods_that_are_ready_are_not_enough() {
+        let mut seen = settled();
+        seen.probe = Probe::Failed(crate::probe::ProbeFailure {
+            step: "receive",
+            detail: "gateway town-gateway-1: no answer within 10 s".to_owned(),
+        });
+        let failed = verdict(&seen);
+        assert_eq!(
+            (failed.status, failed.reason.as_str()),
+            ("False", "ProbeFailed")
+        );
+        assert!(
+            failed
+                .message
+                .ends_with("receive: gateway town-gateway-1: no answer within 10 s"),
+            "{}",
+            failed.message
+        );
+        assert!(!seen.is_settled());
+        seen.probe = Probe::NotAsked;
+        assert_eq!(verdict(&seen).status, "False");
+        seen.probe = Probe::Doubted;
+        assert_eq!(verdict(&seen).status, "True");
+        assert!(!seen.is_settled());
     }
 
     /// Whatever is still running: it is on its way down.

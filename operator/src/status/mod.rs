@@ -16,6 +16,7 @@ use carillon_crds::{ChatClusterStatus, FieldProblem, SecretUse, condition};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use crate::probe::Probe;
 use crate::readiness::PodReadiness;
 
 pub use component::Component;
@@ -59,6 +60,8 @@ pub struct Observation {
     pub pods: Vec<Pod>,
     /// What some pods say of their dependencies, those that are not ready first.
     pub readiness: Vec<PodReadiness>,
+    /// Whether messages get through.
+    pub probe: Probe,
 }
 
 impl Observation {
@@ -77,6 +80,12 @@ impl Observation {
             && (self.hibernated || self.migration == Migration::Succeeded)
             && self.components.iter().all(Component::is_complete)
             && stores::unreachable(self).next().is_none()
+            && (self.hibernated || self.probe == Probe::Passed)
+    }
+
+    /// Whether every role has the pods it needs.
+    pub fn is_serving(&self) -> bool {
+        !self.components.is_empty() && self.components.iter().all(Component::is_serving)
     }
 }
 
@@ -129,6 +138,10 @@ pub fn status(
         (condition::SCYLLA_READY, stores::verdict(seen, "scylla")),
         (condition::REDIS_READY, stores::verdict(seen, "redis")),
         (condition::RABBITMQ_READY, stores::verdict(seen, "rabbitmq")),
+        (
+            condition::OBJECT_STORE_READY,
+            stores::verdict(seen, "object_store"),
+        ),
     ];
     let ready = seen
         .components
@@ -236,6 +249,7 @@ pub(crate) mod tests {
                     ready: true,
                 }],
             }],
+            probe: Probe::Passed,
             ..Observation::default()
         }
     }

@@ -1,4 +1,4 @@
-//! `ScyllaReady`, `RedisReady`, `RabbitmqReady`: whether the store answers the roles that use it.
+//! `ScyllaReady`, `RedisReady`, `RabbitmqReady`, `ObjectStoreReady`: whether the store answers the roles that use it.
 //!
 //! A pod is ready only while the dependencies that it requires answer it, so ready pods vouch for those stores; what pods
 //! say themselves, ready or not, is the truth about all of them.
@@ -6,8 +6,8 @@
 use super::{Observation, Verdict};
 
 /// The stores that the roles use.
-const STORES: &[&str] = &["scylla", "redis", "rabbitmq"];
-/// Those without which no pod that uses them is ready. RabbitMQ is none: messages flow without pushes.
+const STORES: &[&str] = &["scylla", "redis", "rabbitmq", "object_store"];
+/// Those without which no pod that uses them is ready. RabbitMQ is none, nor is the object store: messages flow without pushes and files.
 const REQUIRED: &[&str] = &["scylla", "redis"];
 
 /// The stores that a pod says doesn't answer it, each with what is reported of it.

@@ -9,8 +9,10 @@
 mod crash;
 mod drains;
 mod drift;
+mod edge;
 mod leaders;
 mod plane;
+mod probe;
 mod process;
 mod proxy;
 mod quiet;

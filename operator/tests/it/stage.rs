@@ -10,7 +10,7 @@ use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
 };
@@ -20,6 +20,7 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use crate::edge::Edge;
 use crate::plane::{Plane, RELEASE, eventually};
 use crate::process::Replica;
 use crate::proxy::Log;
@@ -74,6 +75,8 @@ pub const KINDS: &[(&str, &str, &str)] = &[
 pub struct Stage {
     pub plane: Plane,
     pub namespace: String,
+    /// What answers at the gateway pods' address.
+    pub edge: Edge,
     _players: JoinSet<()>,
 }
 
@@ -88,11 +91,53 @@ impl Stage {
         players.spawn(play_deployments(plane.admin.clone(), namespace.clone()));
         players.spawn(play_autoscalers(plane.admin.clone(), namespace.clone()));
         players.spawn(play_jobs(plane.admin.clone(), namespace.clone()));
-        Ok(Stage {
+        let stage = Stage {
             plane: plane.clone(),
             namespace,
+            edge: Edge::start().await?,
             _players: players,
-        })
+        };
+        stage.add_gateway("town-gateway-first").await?;
+        Ok(stage)
+    }
+
+    /// A pod that says that it is a ready gateway. The labels by which budgets and Services find their pods it has not.
+    pub async fn add_gateway(&self, name: &str) -> Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.plane.admin.clone(), &self.namespace);
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": { "name": name, "labels": {
+                "app.kubernetes.io/instance": NAME,
+                "app.kubernetes.io/managed-by": "carillon-operator",
+                "app.kubernetes.io/component": "gateway",
+            } },
+            "spec": {
+                "serviceAccountName": RELEASE,
+                "automountServiceAccountToken": false,
+                "securityContext": {
+                    "runAsNonRoot": true,
+                    "seccompProfile": { "type": "RuntimeDefault" },
+                },
+                "containers": [{
+                    "name": "gateway",
+                    "image": "carillon",
+                    "ports": [{ "name": "http", "containerPort": self.edge.address.port() }],
+                    "securityContext": {
+                        "allowPrivilegeEscalation": false,
+                        "capabilities": { "drop": ["ALL"] },
+                    },
+                }],
+            },
+        }))?;
+        pods.create(&PostParams::default(), &pod).await?;
+        let status = json!({ "status": {
+            "phase": "Running",
+            "podIP": self.edge.address.ip(),
+            "podIPs": [{ "ip": self.edge.address.ip() }],
+            "conditions": [{ "type": "Ready", "status": "True" }],
+        } });
+        pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+            .await?;
+        Ok(())
     }
 
     /// A replica of the operator for this namespace; it doesn't run yet.

@@ -63,6 +63,13 @@ mod tests {
 
     use super::*;
 
+    /// The operator and the roles mean the same person.
+    #[test]
+    fn the_probe_is_one_person() {
+        let probe = carillon_domain::UserId::PROBE.to_string();
+        assert_eq!(probe, carillon_crds::PROBE_USER);
+    }
+
     #[test]
     fn keys_are_made_once_and_private() {
         let directory = tempfile::tempdir().unwrap();

@@ -489,7 +489,9 @@ impl Task {
             let mut now = room.now.lock();
             for event in &events[range.clone()] {
                 now.apply(event);
-                EVENTS.with_label_values(&[kind_label(&event.body)]).inc();
+                if event.actor != UserId::PROBE {
+                    EVENTS.with_label_values(&[kind_label(&event.body)]).inc();
+                }
             }
             pairs.insert(room.id(), room.room.pair);
         }

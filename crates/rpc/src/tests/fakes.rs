@@ -54,6 +54,10 @@ impl TokenVerifier for FakeVerifier {
     async fn verify_access(&self, token: &str) -> Result<Identity> {
         match token {
             "good" => Ok(ann()),
+            "probe" => Ok(Identity {
+                user: UserId::PROBE,
+                ..ann()
+            }),
             "store-down" => Err(Error::new(ErrorCode::Unavailable, "redis is not available")),
             _ => Err(Error::unauthenticated("the token is not valid")),
         }

@@ -179,6 +179,16 @@ async fn an_integrator_acts_as_the_tokens_user() {
     assert_eq!(scene.fake.calls(), [format!("room_ids {}", ann().user)]);
 }
 
+/// The token of the operator's probe is for the public edge.
+#[tokio::test]
+async fn the_probe_is_no_integrator() {
+    let scene = scene().await;
+    let metadata = [("authorization", "Bearer probe")];
+    let status = scene.me(&metadata).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert!(scene.fake.calls().is_empty());
+}
+
 #[tokio::test]
 async fn public_methods_need_no_token_and_mind_no_stale_one() {
     let scene = scene().await;

@@ -3,6 +3,7 @@
 use std::{collections::HashSet, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use carillon_adapters::object::ObjectBlobs;
 use carillon_auth::{Auth, SigningKeys, Verifier, VerifyingKeys};
 use carillon_crds::config::{
     ExternalStores, Peers, PlatformConfig, StoresConfig, fingerprint, in_use,
@@ -78,7 +79,13 @@ async fn run(
 
     // The admin server comes before the stores, so that probes see why the process isn't ready yet.
     let late = stores::LateStores::new();
-    let dependencies = late.dependencies(&roles);
+    let mut dependencies = late.dependencies(&roles);
+    let blobs = match roles.contains(&Role::Media) {
+        true => Some(stores::open_blobs(&config.media.blob)?),
+        false => None,
+    };
+    // Messages flow without files: those who fetch one are told.
+    dependencies.extend(blobs.clone().map(|blobs| Dependency::optional(blobs)));
     let admin = bind(
         "health and metrics",
         SocketAddr::new(options.bind, config.admin_port),
@@ -98,6 +105,7 @@ async fn run(
     let Some(connected) = connected else {
         return Ok(());
     };
+    let connected = Connected { blobs, ..connected };
     // What makes the gateway's public answer is what makes the process's.
     let probes = dependencies
         .iter()
@@ -120,6 +128,7 @@ struct Connected {
     fast: stores::FastStore,
     wide: Option<stores::WideStore>,
     queue: Option<Arc<dyn PushQueue>>,
+    blobs: Option<Arc<ObjectBlobs>>,
     verifier: Arc<Verifier>,
     jwks: String,
     trust: Trust,
@@ -201,6 +210,7 @@ impl Connected {
             fast,
             wide,
             queue,
+            blobs: None,
             verifier,
             jwks,
             trust,
@@ -210,6 +220,12 @@ impl Connected {
     fn wide(&self) -> Result<&stores::WideStore, Failure> {
         self.wide
             .as_ref()
+            .ok_or_else(|| Failure::software("a role was started without the store it needs"))
+    }
+
+    fn blobs(&self) -> Result<Arc<ObjectBlobs>, Failure> {
+        self.blobs
+            .clone()
             .ok_or_else(|| Failure::software("a role was started without the store it needs"))
     }
 
@@ -304,7 +320,7 @@ async fn start_roles(
                 config.presence.grpc_port
             }
             Role::Media => {
-                let blobs = stores::open_blobs(&config.media.blob)?;
+                let blobs = connected.blobs()?;
                 let media = roles::media(config, connected.wide()?, blobs, routed.clone());
                 services.media = Some(MediaServer::new(media, max_upload_bytes));
                 config.media.grpc_port

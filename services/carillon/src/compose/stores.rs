@@ -6,7 +6,7 @@ use carillon_adapters::{embedded, object, rabbitmq, redis, scylla};
 use carillon_crds::config::{BlobConfig, ExternalStores, ScyllaConfig};
 use carillon_domain::ports::Probe;
 use carillon_domain::ports::{
-    AccountStore, BlobStore, Bus, Ephemeral, MediaIndex, PeopleStore, PresenceStore, PushQueue,
+    AccountStore, Bus, Ephemeral, MediaIndex, PeopleStore, PresenceStore, PushQueue,
     PushTargetStore, RateLimiter, ReplicaRegistry, RoomLog, RoomStore, SessionStore,
 };
 use carillon_runtime::ready::Dependency;
@@ -78,7 +78,7 @@ pub fn open_embedded(directory: &Path) -> Result<EmbeddedStores, Failure> {
 }
 
 /// Opens the store of uploaded bytes.
-pub fn open_blobs(blob: &BlobConfig) -> Result<Arc<dyn BlobStore>, Failure> {
+pub fn open_blobs(blob: &BlobConfig) -> Result<Arc<object::ObjectBlobs>, Failure> {
     match blob {
         BlobConfig::Directory { path } => Ok(object::directory(path)?),
         BlobConfig::S3 {

@@ -75,7 +75,7 @@ pub async fn up(options: Up) -> Result<(), Failure> {
         replica,
         None,
     );
-    let media = roles::media(&config, &wide, blobs, messages.clone());
+    let media = roles::media(&config, &wide, blobs.clone(), messages.clone());
     let notification = roles::notification(&config, &wide, &fast, queue)?;
     let calls = roles::GatewayCalls {
         auth: auth.clone(),
@@ -109,7 +109,7 @@ pub async fn up(options: Up) -> Result<(), Failure> {
             .unwrap_or_default()
     });
     let readiness = Arc::new(Readiness::new(
-        vec![Dependency::required(probe)],
+        vec![Dependency::required(probe), Dependency::optional(blobs)],
         stop.clone(),
     ));
     let mut tasks = Tasks::new(stop.clone());

@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, MatchedPath};
 use carillon_domain::{
+    Error, UserId,
     account::{ClientInfo, Identity},
     limit::Subject,
 };
-use http::{HeaderMap, header, request::Parts};
+use http::{HeaderMap, Method, header, request::Parts};
 use ipnet::IpNet;
 
 use super::{Problem, RequestContext};
@@ -24,6 +25,9 @@ impl FromRequestParts<App> for Caller {
             return Err(Problem::no_credentials());
         };
         let identity = app.services.verifier.verify_access(token).await?;
+        if identity.user == UserId::PROBE && !is_of_probe(parts) {
+            return Err(Error::denied("this token is for a probe message only").into());
+        }
         let user = Subject::User(identity.user);
         let (allowance, taken) = app.limits.user_requests.take(user).await;
         if let (Some(allowance), Some(context)) =
@@ -34,6 +38,23 @@ impl FromRequestParts<App> for Caller {
         taken?;
         Ok(Self(identity))
     }
+}
+
+/// What the operator's probe needs: a room of its own, and messages in it.
+const PROBE_ROUTES: [(Method, &str); 4] = [
+    (Method::GET, "/api/v1/rooms/me"),
+    (Method::POST, "/api/v1/rooms"),
+    (Method::POST, "/api/v1/rooms/{id}/messages"),
+    (Method::GET, "/api/v1/rooms/{id}/messages"),
+];
+
+fn is_of_probe(parts: &Parts) -> bool {
+    let route = parts.extensions.get::<MatchedPath>();
+    route.is_some_and(|route| {
+        PROBE_ROUTES
+            .iter()
+            .any(|(method, path)| parts.method == method && route.as_str() == *path)
+    })
 }
 
 /// The token of `Authorization: Bearer …`.

@@ -534,6 +534,12 @@ impl Session {
             }
         };
         self.bad_frames = 0;
+        if self.identity.user == UserId::PROBE {
+            // It listens, and asks nothing here.
+            let error = Error::denied("this token is for a probe message only");
+            self.reply_error(id.as_ref(), &error);
+            return ControlFlow::Continue(());
+        }
 
         let limits = &self.app.limits;
         if let Err(error) = limits.take_frame(self.identity.user, kind.is_message()) {

@@ -4,7 +4,7 @@ use ::http::{Method, Request, Response, StatusCode};
 use axum::{Router, body::Body};
 use carillon_adapters::limits::{Fallback, MemoryLimiter};
 use carillon_domain::{
-    Error, ErrorCode, Result,
+    Error, ErrorCode, Result, UserId,
     account::Identity,
     limit::{Grant, Policy, Subject},
     ports::{Probe, RateLimiter},
@@ -997,4 +997,44 @@ async fn contacts_and_blocks() {
     )
     .await;
     assert_eq!(unknown, StatusCode::UNAUTHORIZED);
+}
+
+/// EDGE-01: the token of the operator's probe is good for a room of its own and messages in it, whatever else there is.
+#[tokio::test]
+async fn the_probe_may_write_and_read_messages_only() {
+    let town = Town::new();
+    let probe = Identity {
+        user: UserId::PROBE,
+        ..somebody()
+    };
+    let room = town.room(&[probe.user]);
+    let router = router(&town, options());
+    let messages = format!("/api/v1/rooms/{room}/messages");
+    let message = json!({ "client_message_id": "a", "content": "probe" });
+    let new_room = json!({ "name": "probe", "type": "private" });
+    for (method, path, body) in [
+        (Method::GET, "/api/v1/rooms/me", None),
+        (Method::GET, &messages, None),
+        (Method::POST, &messages, Some(message)),
+        (Method::POST, "/api/v1/rooms", Some(new_room)),
+    ] {
+        let (status, _, body) = ask(&router, request(method, path, Some(&probe), body)).await;
+        let said = String::from_utf8_lossy(&body).into_owned();
+        assert!(status != StatusCode::FORBIDDEN, "{path}: {status} {said}");
+    }
+    let room = format!("/api/v1/rooms/{room}");
+    for (method, path) in [
+        (Method::GET, "/api/v1/rooms"),
+        (Method::GET, "/api/v1/users?query=ann"),
+        (Method::GET, "/api/v1/users/by-username/ann"),
+        (Method::GET, "/api/v1/contacts"),
+        (Method::GET, "/api/v1/presence"),
+        (Method::GET, &room),
+        (Method::DELETE, &room),
+        (Method::POST, "/api/v1/auth/ws-ticket"),
+        (Method::GET, "/api/v1/auth/sessions"),
+    ] {
+        let (status, _, _) = ask(&router, request(method, path, Some(&probe), None)).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{path}");
+    }
 }

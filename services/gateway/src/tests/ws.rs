@@ -1,7 +1,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ::http::{HeaderValue, StatusCode};
-use carillon_domain::{DeviceId, Timestamp, account::Identity, services::AuthService};
+use carillon_domain::{DeviceId, Timestamp, UserId, account::Identity, services::AuthService};
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::{
@@ -756,4 +756,24 @@ async fn connecting_without_a_store_is_refused_politely() {
         .send(json!({"type": "auth", "id": 2, "payload": {"token": token(&ann)}}))
         .await;
     assert_eq!(client.next().await["type"], "connection_ack");
+}
+
+/// EDGE-01: the socket of the operator's probe hears its room, and takes no request.
+#[tokio::test]
+async fn the_probe_only_listens() {
+    let server = serve(options()).await;
+    let probe = Identity {
+        user: UserId::PROBE,
+        ..somebody()
+    };
+    let room = server.town.room(&[probe.user]);
+    let mut client = server.client(&probe).await;
+    client
+        .send(json!({ "type": "join_room", "id": 1, "payload": { "room_id": room } }))
+        .await;
+    let answer = client.next_of("error").await;
+    assert_eq!(answer["payload"]["code"], "permission_denied");
+    server.town.say(room, probe.user, "probe");
+    let heard = client.next_of("new_message").await;
+    assert_eq!(heard["payload"]["content"], "probe");
 }
