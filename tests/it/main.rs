@@ -21,4 +21,5 @@ mod real;
 mod stores_fail;
 mod tilt;
 mod traces;
+mod upgrades;
 mod world;

@@ -56,6 +56,21 @@ pub struct Children {
     pub ingresses: Vec<Ingress>,
 }
 
+impl Children {
+    /// Also keeps the configuration that pods of an earlier release are started with.
+    pub fn keep_configuration_of(&mut self, before: &Children) {
+        let names = crate::dereference::names(&self.config_maps);
+        let others = before.config_maps.iter().filter(|other| {
+            other
+                .metadata
+                .name
+                .as_ref()
+                .is_some_and(|name| !names.contains(name))
+        });
+        self.config_maps.extend(others.cloned());
+    }
+}
+
 /// The keys of an order's two Secrets, as far as the operator knows them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {

@@ -19,3 +19,4 @@ mod quiet;
 mod rights;
 mod sleep;
 mod stage;
+mod upgrade;
