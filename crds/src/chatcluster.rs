@@ -71,13 +71,17 @@ pub struct ChatClusterSpec {
     /// the stores stay. Default: false. Ignored by `carillon up`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hibernated: Option<bool>,
-    /// Platform version to run. Default: the version the operator (or the `carillon` binary) was built for.
+    /// Platform version to run. Default: what runs already; for a new cluster the version that the operator (or the `carillon` binary)
+    /// was built for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$"))]
     pub version: Option<String>,
     /// Which container image the roles run. Ignored by `carillon up`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageSpec>,
+    /// How a change of version or image is carried out. Ignored by `carillon up`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<UpgradeSpec>,
     /// The edge: REST and WebSocket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<GatewaySpec>,
@@ -119,7 +123,7 @@ pub struct ImageSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub repository: Option<String>,
-    /// Tag. Default: what the operator was installed with, else the platform version.
+    /// Tag. Default: the tag that the operator was installed with, if any, else the platform version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"))]
     pub tag: Option<String>,
@@ -129,6 +133,17 @@ pub struct ImageSpec {
     /// Names of Secrets with registry credentials, in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_secrets: Option<Vec<String>>,
+}
+
+/// How a change of version or image is carried out.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpgradeSpec {
+    /// How long an upgrade may stand still before it is taken back: the migration, a component without a new ready pod, or messages
+    /// that don't get through. A duration such as `5m`, 10s to 1h. Default: 5m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress_deadline: Option<String>,
 }
 
 /// When the kubelet pulls an image.

@@ -19,17 +19,19 @@ mod file;
 mod mapping;
 mod problem;
 mod quantity;
+mod releases;
 mod status;
 
 pub use chatcluster::*;
 pub use crd::{chart_values_schema_json, chat_cluster_crd, chat_cluster_crd_yaml};
 pub use file::{ChatClusterFileError, parse_chat_cluster};
 pub use mapping::{
-    Target, certificate_name, default_replicas, platform_config, service_name, supported_versions,
-    validate_spec,
+    Target, certificate_name, default_replicas, platform_config, progress_deadline_seconds,
+    service_name, validate_spec,
 };
 pub use problem::{FieldProblem, describe_problems};
 pub use quantity::{parse_bytes, parse_duration_seconds, parse_quantity};
+pub use releases::{may_follow, supported_lines};
 pub use status::*;
 
 /// The platform version this build is, e.g. `0.1.0`. It is the default of `spec.version`.

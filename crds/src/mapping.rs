@@ -10,6 +10,7 @@ use crate::chatcluster::{Autoscaling, ChatClusterSpec, ProviderSpec};
 use crate::config::*;
 use crate::problem::FieldProblem;
 use crate::quantity::{BYTES_FORM, parse_bytes, parse_duration_seconds, parse_quantity};
+use crate::releases;
 use crate::{MAX_NAME_LENGTH, PLATFORM_VERSION, Role};
 
 /// Where the platform is to run.
@@ -25,11 +26,6 @@ pub enum Target {
         /// The namespace.
         namespace: String,
     },
-}
-
-/// Platform versions that this build can run or order.
-pub fn supported_versions() -> &'static [&'static str] {
-    &[PLATFORM_VERSION]
 }
 
 /// Pods of `role` when the spec gives neither a number nor an autoscaler.
@@ -68,9 +64,10 @@ pub fn platform_config(
         target: &target,
     };
     check.cluster_name(cluster_name);
+    progress_deadline(spec, &mut check);
     let config = PlatformConfig {
         cluster: cluster_name.to_owned(),
-        version: version(spec, &mut check),
+        version: version(spec, &places, &mut check),
         gateway: gateway(spec, &places, &mut check),
         auth: auth(cluster_name, spec, &places, &mut check),
         message: message(spec, &mut check),
@@ -93,19 +90,43 @@ pub fn platform_config(
 
 // === sections ===
 
-fn version(spec: &ChatClusterSpec, check: &mut Check) -> String {
+fn version(spec: &ChatClusterSpec, places: &Places<'_>, check: &mut Check) -> String {
     let version = spec
         .version
         .clone()
         .unwrap_or_else(|| PLATFORM_VERSION.to_owned());
-    if !supported_versions().contains(&version.as_str()) {
-        check.problem(
+    match places.target {
+        Target::Embedded { .. } if version != PLATFORM_VERSION => check.problem(
             "spec.version",
-            format!("{version:?} is not a version that can be run here"),
-            supported_versions().join(", "),
-        );
+            format!("{version:?} is not the version of this program"),
+            PLATFORM_VERSION,
+        ),
+        Target::Embedded { .. } => {}
+        Target::Kubernetes { .. } => {
+            if let Err(problem) = releases::line_of(&version) {
+                check.problems.push(problem);
+            }
+        }
     }
     version
+}
+
+/// Seconds for which an upgrade may stand still.
+const PROGRESS_DEADLINE_SECONDS: u64 = 300;
+
+fn progress_deadline(spec: &ChatClusterSpec, check: &mut Check) -> u64 {
+    let upgrade = spec.upgrade.as_ref();
+    check.seconds_between(
+        "spec.upgrade.progressDeadline",
+        upgrade.and_then(|upgrade| upgrade.progress_deadline.as_deref()),
+        PROGRESS_DEADLINE_SECONDS,
+        (10, 3600, "10s to 1h"),
+    )
+}
+
+/// Seconds for which an upgrade of a valid order may stand still; the default for an invalid one.
+pub fn progress_deadline_seconds(spec: &ChatClusterSpec) -> u64 {
+    progress_deadline(spec, &mut Check::default())
 }
 
 fn gateway(spec: &ChatClusterSpec, places: &Places<'_>, check: &mut Check) -> GatewayConfig {

@@ -1,7 +1,8 @@
 //! What the operator reports about a `ChatCluster`.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube_derive::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The observed state of a `ChatCluster`. Only the operator writes it.
@@ -24,11 +25,83 @@ pub struct ChatClusterStatus {
     /// Each component, in roll-out order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub components: Vec<ComponentStatus>,
+    /// The release that was last seen whole and available: what a failed upgrade goes back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<Release>,
+    /// The last upgrade: under way, done, or taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<UpgradeStatus>,
     /// What holds and what doesn't: Available, Progressing, Degraded, SpecValid, SchemaMigrated, ScyllaReady, RedisReady, RabbitmqReady,
     /// ObjectStoreReady.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// A platform version and the image that runs it.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct Release {
+    /// The version.
+    pub version: String,
+    /// The image, with tag.
+    pub image: String,
+}
+
+/// A change from one release to another.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase")]
+pub struct UpgradeStatus {
+    /// What ran before, and runs again when it fails.
+    pub from: Release,
+    /// What is ordered.
+    pub to: Release,
+    /// How far it is.
+    pub step: UpgradeStep,
+    /// The component whose pods are being replaced, at the step RollingOut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub component: Option<String>,
+    /// When it began.
+    pub started_at: Time,
+    /// When this step, of this component, began.
+    pub step_started_at: Time,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// How far an upgrade is.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpgradeStep {
+    /// The schema is brought to the new release.
+    Migrating,
+    /// The components' pods are replaced, one component after the other.
+    RollingOut,
+    /// All pods are of the new release; a message has to get through.
+    Probing,
+    /// It is over.
+    Done,
+    /// It failed; pods of the release before are coming back.
+    RollingBack,
+    /// It failed, and all pods are of the release before.
+    RolledBack,
+}
+
+impl UpgradeStep {
+    /// Whether it goes forward still.
+    pub fn is_under_way(self) -> bool {
+        matches!(
+            self,
+            UpgradeStep::Migrating | UpgradeStep::RollingOut | UpgradeStep::Probing
+        )
+    }
+
+    /// Whether it failed.
+    pub fn is_failed(self) -> bool {
+        matches!(self, UpgradeStep::RollingBack | UpgradeStep::RolledBack)
+    }
 }
 
 /// One component.

@@ -29,6 +29,7 @@ pub mod reconcile;
 pub mod settings;
 pub mod status;
 pub mod term;
+pub mod upgrade;
 pub mod validate;
 
 /// The one field manager of everything the operator writes.

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use carillon_crds::{ChatCluster, ChatClusterStatus, Role, condition};
+use carillon_crds::{
+    ChatCluster, ChatClusterStatus, FieldProblem, Role, UpgradeStatus, UpgradeStep, condition,
+    progress_deadline_seconds,
+};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -24,10 +27,11 @@ use crate::context::{Context, reference_to};
 use crate::credentials::{self, KeyError};
 use crate::dereference::{self, Live};
 use crate::lookout;
-use crate::probe;
+use crate::probe::{self, Probe};
 use crate::readiness::PodReadiness;
 use crate::status::{Component, Migration, Observation, migration, status, unreadable};
-use crate::validate::{Order, order};
+use crate::upgrade::{self, Course};
+use crate::validate::{Order, order, order_of_release};
 
 /// Between two looks at a cluster on which nothing is to be done: changes are heard by watching, but a key that was
 /// deleted is not.
@@ -126,22 +130,19 @@ async fn pass(
     cluster: &ChatCluster,
 ) -> Result<(Observation, Vec<Change>, Option<ReconcileError>), ReconcileError> {
     let live = dereference::live_children(&context.client, cluster).await?;
+    let previous = cluster.status.clone().unwrap_or_default();
     let mut seen = Observation {
         generation: cluster.metadata.generation,
+        release: previous.release,
+        upgrade: previous.upgrade,
         ..Observation::default()
     };
     let order = match order(cluster, &context.image) {
         Ok(order) => order,
         Err(problems) => {
             seen.problems = problems;
-            seen.version = cluster
-                .status
-                .as_ref()
-                .and_then(|status| status.version.clone());
-            seen.endpoint = cluster
-                .status
-                .as_ref()
-                .and_then(|status| status.endpoint.clone());
+            seen.version = previous.version;
+            seen.endpoint = previous.endpoint;
             seen.components = components_without_order(&live);
             seen.probe = context.prober.known(&cluster.uid().unwrap_or_default());
             return Ok((seen, Vec::new(), None));
@@ -156,8 +157,23 @@ async fn pass(
         look_only(context, cluster, &order, &live, &mut seen).await?;
         return Ok((seen, Vec::new(), None));
     }
+    let now = Time(Timestamp::now());
+    // Who has no pods is not upgraded: it wakes up with the first role of the release that is then ordered.
+    let course = match seen.hibernated {
+        true => Course::Straight,
+        false => upgrade::course(&order.release(), cluster.status.as_ref(), &now),
+    };
+    let orders = match orders(context, cluster, order, &course) {
+        Ok(orders) => orders,
+        Err(problems) => {
+            seen.problems = problems;
+            seen.components = components_without_order(&live);
+            return Ok((seen, Vec::new(), None));
+        }
+    };
     let mut applier = Applier::new(&context.client, &context.metrics, cluster);
-    let result = bring_about(context, &order, &live, &mut applier, &mut seen).await;
+    let result = bring_about(context, &orders, &live, &mut applier, &mut seen).await;
+    let order = orders.run;
     let failure = result.err();
     seen.failure = failure.as_ref().map(ReconcileError::to_string);
     let changes = applier.changes;
@@ -170,10 +186,64 @@ async fn pass(
         |name| address_of(&pods, name),
     );
     probe(context, cluster, &order, &pods, &mut seen).await;
-    if !seen.is_settled() {
-        seen.pods = pods;
+    seen.pods = pods;
+    note_release(&order, course, &mut seen, &now);
+    if seen.is_settled() {
+        seen.pods.clear();
     }
     Ok((seen, changes, failure))
+}
+
+/// The same order, of one release or two.
+struct Orders {
+    /// What to run.
+    run: Order,
+    /// What roles run that an upgrade hasn't reached.
+    before: Option<Order>,
+    /// Whether an upgrade is taken back.
+    goes_back: bool,
+}
+
+fn orders(
+    context: &Context,
+    cluster: &ChatCluster,
+    order: Order,
+    course: &Course,
+) -> Result<Orders, Vec<FieldProblem>> {
+    let of = |release| order_of_release(cluster, &context.image, release);
+    let (run, before) = match course {
+        Course::Straight => (order, None),
+        Course::Forward(upgrade) => (order, Some(of(&upgrade.from)?)),
+        Course::Back(upgrade) => (of(&upgrade.from)?, None),
+    };
+    Ok(Orders {
+        run,
+        before,
+        goes_back: matches!(course, Course::Back(_)),
+    })
+}
+
+/// How far the upgrade is, and whether what runs is whole and available.
+fn note_release(order: &Order, course: Course, seen: &mut Observation, now: &Time) {
+    let deadline = Duration::from_secs(progress_deadline_seconds(&order.spec));
+    let goes_back = matches!(course, Course::Back(_));
+    let upgrade = upgrade::advance(course, seen, deadline, now);
+    let is_whole = seen.migration == Migration::Succeeded
+        && seen.components.iter().all(Component::is_complete)
+        && !seen.hibernated
+        && seen.probe == Probe::Passed
+        && seen.failure.is_none();
+    if is_whole && !goes_back {
+        seen.release = Some(order.release());
+    }
+    seen.upgrade = match upgrade {
+        Some(upgrade) => Some(upgrade),
+        // The one that brought this release is worth knowing of; one that was given up is not.
+        None => seen
+            .upgrade
+            .take()
+            .filter(|upgrade| upgrade.step == UpgradeStep::Done && upgrade.to == order.release()),
+    };
 }
 
 /// A message through the cluster, if it is time, and if there is somebody to take it.
@@ -224,11 +294,12 @@ async fn look_only(
 /// Build and apply, behind the gate of the migration.
 async fn bring_about(
     context: &Context,
-    order: &Order,
+    orders: &Orders,
     live: &Live,
     applier: &mut Applier<'_>,
     seen: &mut Observation,
 ) -> Result<(), ReconcileError> {
+    let order = &orders.run;
     let credentials = match credentials::credentials(context, applier.cluster, order).await {
         Ok(credentials) => credentials,
         Err(error) => {
@@ -249,25 +320,45 @@ async fn bring_about(
             .event(&reference, EventType::Normal, reason, "Rotate", None, note)
             .await;
     }
-    let children = build::children(order, &credentials.keys);
+    let mut children = build::children(order, &credentials.keys);
+    let before = orders
+        .before
+        .as_ref()
+        .map(|before| build::children(before, &credentials.keys));
+    if let Some(before) = &before {
+        children.keep_configuration_of(before);
+    }
     // Until the end of this pass: what there is, measured by what is ordered.
     seen.components = components(order, &children, live);
     seen.migration = migration(find_job(&children, live));
+    seen.migration_began =
+        find_job(&children, live).and_then(|job| job.metadata.creation_timestamp.clone());
     applier.apply_foundations(&children, live).await?;
     // Without pods there is nothing to migrate for, and the stores may be away.
     let startable = !seen.lacks_mounted_secret() && !seen.hibernated;
     if startable {
         applier.start_migration(&children, live).await?;
-        retry_failed_migration(&children, live, applier, &seen.migration).await?;
+        // One of an upgrade is not tried again: the upgrade is taken back.
+        if before.is_none() {
+            retry_failed_migration(&children, live, applier, &seen.migration).await?;
+        }
         if seen.migration == Migration::NotStarted {
             seen.migration = Migration::Running;
         }
     }
-    if seen.hibernated || (seen.migration == Migration::Succeeded && startable) {
-        applier.apply_workloads(&children, live).await?;
-    } else {
-        applier.repair_workloads(&children, live).await?;
+    // What is gone back to needs no migration: it ran on this schema.
+    let may_start = startable && (orders.goes_back || seen.migration == Migration::Succeeded);
+    let open = match &before {
+        _ if seen.hibernated => children.deployments.len(),
+        _ if !may_start => 0,
+        None => children.deployments.len(),
+        Some(_) => upgrade::reached(&seen.components),
+    };
+    if seen.hibernated || may_start {
+        applier.apply_workloads(&children, live, open).await?;
     }
+    let after = before.as_ref().unwrap_or(&children);
+    applier.repair_workloads(after, live, open).await?;
     let current = if applier.changes.is_empty() {
         live.clone()
     } else {
@@ -277,7 +368,7 @@ async fn bring_about(
     let rolled_out = workloads_as_ordered(&children, &current)
         && seen.components.iter().all(Component::is_complete);
     applier
-        .delete_orphans(&children, &current, rolled_out)
+        .delete_orphans(&children, &current, rolled_out, before.as_ref())
         .await?;
     Ok(())
 }
@@ -507,8 +598,33 @@ async fn write_status(
         }
         Err(error) => return Err(error.into()),
     }
+    let before = previous.and_then(|previous| previous.upgrade.as_ref());
+    publish_upgrade(context, metadata, before, status.upgrade.as_ref()).await;
     publish_turns(context, metadata, previous, &status).await;
     Ok(())
+}
+
+/// An Event for the beginning and the end of an upgrade. That it failed is told by `Degraded`.
+async fn publish_upgrade(
+    context: &Context,
+    metadata: &ObjectMeta,
+    before: Option<&UpgradeStatus>,
+    now: Option<&UpgradeStatus>,
+) {
+    let Some(now) = now else { return };
+    let began = before.is_none_or(|before| before.started_at != now.started_at);
+    let turned = before.is_none_or(|before| before.step != now.step);
+    let reason = match now.step {
+        _ if began => "UpgradeStarted",
+        UpgradeStep::Done if turned => "Upgraded",
+        UpgradeStep::RolledBack if turned => "RolledBack",
+        _ => return,
+    };
+    let reference = reference_to(metadata);
+    let note = upgrade::describe(now);
+    context
+        .event(&reference, EventType::Normal, reason, "Upgrade", None, note)
+        .await;
 }
 
 /// An Event for each condition that matters to a person and turned.

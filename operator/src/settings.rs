@@ -5,8 +5,9 @@ use clap::Args;
 /// Settings of `carillon-operator run`.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
-    /// Image of the platform's roles, with tag. A ChatCluster's `spec.image` overrides its parts.
-    #[arg(long, env = "CARILLON_IMAGE", default_value_t = default_image())]
+    /// Image of the platform's roles. Without a tag each ChatCluster's version is the tag; with one, it is the tag of all. A
+    /// ChatCluster's `spec.image` overrides its parts.
+    #[arg(long, env = "CARILLON_IMAGE", default_value = "carillon")]
     pub image: String,
     /// Namespaces to look after, comma-separated; `*` for all (needs cluster-wide rights).
     #[arg(
@@ -31,10 +32,6 @@ pub struct Settings {
     /// ChatClusters reconciled at the same time, in each watched namespace.
     #[arg(long, env = "CONCURRENCY", default_value_t = 4)]
     pub concurrency: u16,
-}
-
-fn default_image() -> String {
-    format!("carillon:{}", carillon_crds::PLATFORM_VERSION)
 }
 
 /// Unlike for two processes on one machine, so that they don't share a Lease.

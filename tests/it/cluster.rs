@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::{
     rotation::Strict,
+    upgrades,
     world::{control_plane, script::Stage, servers},
 };
 
@@ -25,7 +26,7 @@ fn root() -> &'static Path {
 }
 
 /// The cluster that the environment names, and the tools to reach it.
-struct Kubernetes {
+pub struct Kubernetes {
     kubectl: PathBuf,
     helm: PathBuf,
     kubeconfig: PathBuf,
@@ -67,14 +68,14 @@ impl Kubernetes {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    fn get(&self, arguments: &[&str]) -> Result<Value> {
+    pub fn get(&self, arguments: &[&str]) -> Result<Value> {
         Ok(serde_json::from_str(
             &self.kubectl(&[&["get", "-o", "json"], arguments].concat())?,
         )?)
     }
 
     /// `kubectl apply -f` of a text; what it said, and whether it took it.
-    fn apply(&self, text: &str) -> Result<(bool, String)> {
+    pub fn apply(&self, text: &str) -> Result<(bool, String)> {
         let directory = tempfile::tempdir()?;
         let file = directory.path().join("object.yaml");
         std::fs::write(&file, text)?;
@@ -91,7 +92,7 @@ impl Kubernetes {
         Ok((output.status.success(), said))
     }
 
-    fn helm(&self, arguments: &[&str]) -> Result<String> {
+    pub fn helm(&self, arguments: &[&str]) -> Result<String> {
         let output = self.run(&self.helm, &[&["-n", NAMESPACE], arguments].concat())?;
         ensure!(
             output.status.success(),
@@ -102,7 +103,7 @@ impl Kubernetes {
     }
 
     /// A ChatCluster on the real stores.
-    fn chat_cluster(&self, name: &str, more: &str) -> String {
+    pub fn chat_cluster(&self, name: &str, more: &str) -> String {
         let rabbit = self
             .stores
             .rabbitmq
@@ -130,7 +131,7 @@ spec:
     }
 
     /// Waits for a condition of a ChatCluster; an error shows its status and pods.
-    fn wait_condition(&self, name: &str, condition: &str, status: &str) -> Result<Value> {
+    pub fn wait_condition(&self, name: &str, condition: &str, status: &str) -> Result<Value> {
         let deadline = Instant::now() + Duration::from_secs(240);
         loop {
             let cluster = self.get(&["chatcluster", name])?;
@@ -279,9 +280,9 @@ async fn helm_install_apply_chat_delete() -> Result<()> {
         &format!("--from-literal=password={password}"),
     ])?;
     let name = format!("it-{}", &uuid::Uuid::new_v4().simple().to_string()[..6]);
-    let more = "  image: {pullPolicy: Never}\n";
+    let more = format!("  image: {{pullPolicy: Never}}\n{}", upgrades::MORE);
     let started = Instant::now();
-    let (taken, said) = kubernetes.apply(&kubernetes.chat_cluster(&name, more))?;
+    let (taken, said) = kubernetes.apply(&kubernetes.chat_cluster(&name, &more))?;
     ensure!(taken, "{said}");
     kubernetes.wait_condition(&name, "Available", "True")?;
     println!("available {} s after apply", started.elapsed().as_secs());
@@ -314,7 +315,8 @@ async fn helm_install_apply_chat_delete() -> Result<()> {
     let port = service["spec"]["ports"][0]["port"]
         .as_u64()
         .context("port")?;
-    Stage::new(vec![format!("http://{ip}:{port}")])
+    let service = format!("http://{ip}:{port}");
+    Stage::new(vec![service.clone()])
         .run(include_str!("scripts/conversation.chat"))
         .await?;
     println!("scripts ran over two pods and the Service");
@@ -343,6 +345,7 @@ async fn helm_install_apply_chat_delete() -> Result<()> {
 
     keys_rotate_under_load(kubernetes, &name).await?;
 
+    upgrades::run(kubernetes, &chart, &name, &service).await?;
     nothing_changes_by_itself(kubernetes, &name)?;
 
     kubernetes.kubectl(&["delete", "chatcluster", &name, "--timeout=60s"])?;

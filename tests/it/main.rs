@@ -22,4 +22,5 @@ mod rotation;
 mod stores_fail;
 mod tilt;
 mod traces;
+mod upgrades;
 mod world;

@@ -312,7 +312,7 @@ async fn files_are_away_and_come_back() -> Result<()> {
             .file_name("a.gif")
             .mime_str("image/gif")?;
         let form = reqwest::multipart::Form::new().part("file", file);
-        let request = http().post(format!("{}/api/v1/media", up.base));
+        let request = http().post(format!("{}/api/v1/uploads", up.base));
         Ok(request
             .bearer_auth(&ann.access_token)
             .multipart(form)

@@ -139,13 +139,14 @@ impl<'a> Applier<'a> {
         self.apply(job, found).await
     }
 
-    /// The pods, and what scales and publishes them.
+    /// The pods of the first `roles` roles, and what scales and publishes them.
     pub async fn apply_workloads(
         &mut self,
         children: &Children,
         live: &Live,
+        roles: usize,
     ) -> Result<(), ApplyError> {
-        for deployment in &children.deployments {
+        for deployment in children.deployments.iter().take(roles) {
             self.apply_deployment(deployment, children, live).await?;
         }
         self.apply_all(&children.autoscalers, &live.autoscalers)
@@ -153,13 +154,15 @@ impl<'a> Applier<'a> {
         self.apply_all(&children.ingresses, &live.ingresses).await
     }
 
-    /// While the gate is closed: only mends Deployments whose order has not changed since it was last open.
+    /// While the gate is closed to the roles after the first `roles`: only mends Deployments whose order has not changed since it
+    /// was last open.
     pub async fn repair_workloads(
         &mut self,
         children: &Children,
         live: &Live,
+        roles: usize,
     ) -> Result<(), ApplyError> {
-        for deployment in &children.deployments {
+        for deployment in children.deployments.iter().skip(roles) {
             let found = find(&live.deployments, deployment);
             if found.is_some_and(|live| matches!(compare(deployment, live), Difference::Drift(_))) {
                 self.apply_deployment(deployment, children, live).await?;
@@ -169,12 +172,13 @@ impl<'a> Applier<'a> {
     }
 
     /// Deletes children that nobody orders any more. With `workloads_current` also what pods of an earlier template may
-    /// still need: earlier configurations and migrations.
+    /// still need: earlier configurations. `before` is what an upgrade that is under way may have to go back to.
     pub async fn delete_orphans(
         &mut self,
         children: &Children,
         live: &Live,
         workloads_current: bool,
+        before: Option<&Children>,
     ) -> Result<(), ApplyError> {
         self.delete_unordered(&children.ingresses, &live.ingresses)
             .await?;
@@ -191,8 +195,11 @@ impl<'a> Applier<'a> {
             .await?;
         self.delete_unordered(&children.services, &live.services)
             .await?;
-        self.delete_unordered(std::slice::from_ref(&children.migration_job), &live.jobs)
-            .await?;
+        let jobs: Vec<Job> = std::iter::once(children)
+            .chain(before)
+            .map(|children| children.migration_job.clone())
+            .collect();
+        self.delete_unordered(&jobs, &live.jobs).await?;
         self.delete_unordered(&children.service_accounts, &live.service_accounts)
             .await?;
         if workloads_current {

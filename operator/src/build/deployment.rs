@@ -24,7 +24,7 @@ pub(super) fn build(order: &Order, role: Role) -> Deployment {
         "spec": {
             "selector": match_labels(selector(order, role.name())),
             "revisionHistoryLimit": 3,
-            "progressDeadlineSeconds": 300,
+            "progressDeadlineSeconds": carillon_crds::progress_deadline_seconds(&order.spec),
             "strategy": strategy(order, role),
             "template": {
                 "metadata": { "labels": labels(order, role.name()), "annotations": annotations(order) },

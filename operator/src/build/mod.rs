@@ -60,6 +60,21 @@ pub struct Children {
     pub ingresses: Vec<Ingress>,
 }
 
+impl Children {
+    /// Also keeps the configuration that pods of an earlier release are started with.
+    pub fn keep_configuration_of(&mut self, before: &Children) {
+        let names = crate::dereference::names(&self.config_maps);
+        let others = before.config_maps.iter().filter(|other| {
+            other
+                .metadata
+                .name
+                .as_ref()
+                .is_some_and(|name| !names.contains(name))
+        });
+        self.config_maps.extend(others.cloned());
+    }
+}
+
 /// What is public of an order's keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {

@@ -117,6 +117,22 @@ impl Component {
         Some((reason, "its pods don't get ready in time".to_owned()))
     }
 
+    /// Whether the Deployment, as this order wants it, says that its pods don't get ready in time.
+    pub fn has_given_up(&self) -> bool {
+        self.as_ordered
+            && self.is_observed()
+            && !self.is_complete()
+            && self
+                .deployment
+                .iter()
+                .filter_map(|deployment| deployment.status.as_ref()?.conditions.as_ref())
+                .flatten()
+                .any(|condition| {
+                    condition.type_.as_deref() == Some("Progressing")
+                        && condition.status.as_deref() == Some("False")
+                })
+    }
+
     pub(super) fn report(&self) -> ComponentStatus {
         ComponentStatus {
             name: self.role.name().to_owned(),

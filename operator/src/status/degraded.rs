@@ -1,10 +1,11 @@
 //! `Degraded`: something is wrong that waiting alone may not mend, and where.
 
-use carillon_crds::describe_problems;
+use carillon_crds::{Release, describe_problems};
 
 use super::pods::troubles;
 use super::{Migration, Observation, Verdict, schema_migrated, stores};
 use crate::build::MIGRATION_COMPONENT;
+use crate::upgrade::describe;
 
 pub(super) fn verdict(seen: &Observation) -> Verdict {
     let mut wrong: Vec<(String, String)> = Vec::new();
@@ -16,6 +17,18 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
         wrong.push((
             "SecretMissing".to_owned(),
             format!("{fields}: there is no Secret {}", secret.name),
+        ));
+    }
+    if let Some(upgrade) = seen.failed_upgrade() {
+        wrong.push((
+            "UpgradeFailed".to_owned(),
+            format!(
+                "the upgrade {} failed: {}; to try again, order {} first and then {}",
+                describe(upgrade),
+                upgrade.message.as_deref().unwrap_or("it stood still"),
+                release(&upgrade.from),
+                release(&upgrade.to),
+            ),
         ));
     }
     if let Some(failure) = &seen.failure {
@@ -58,6 +71,10 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
             Verdict::yes(reason, messages.join("; "))
         }
     }
+}
+
+fn release(release: &Release) -> String {
+    format!("{} (image {})", release.version, release.image)
 }
 
 #[cfg(test)]

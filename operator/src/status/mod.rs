@@ -12,7 +12,9 @@ mod schema_migrated;
 mod spec_valid;
 mod stores;
 
-use carillon_crds::{ChatClusterStatus, FieldProblem, SecretUse, condition};
+use carillon_crds::{
+    ChatClusterStatus, FieldProblem, Release, SecretUse, UpgradeStatus, UpgradeStep, condition,
+};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -54,6 +56,8 @@ pub struct Observation {
     pub rotating: bool,
     /// How far the schema is.
     pub migration: Migration,
+    /// When its Job was made.
+    pub migration_began: Option<Time>,
     /// The roles, in roll-out order.
     pub components: Vec<Component>,
     /// The pods, when something isn't ready.
@@ -62,6 +66,10 @@ pub struct Observation {
     pub readiness: Vec<PodReadiness>,
     /// Whether messages get through.
     pub probe: Probe,
+    /// What was last whole and available.
+    pub release: Option<Release>,
+    /// The upgrade that is under way, or the last one.
+    pub upgrade: Option<UpgradeStatus>,
 }
 
 impl Observation {
@@ -81,6 +89,21 @@ impl Observation {
             && self.components.iter().all(Component::is_complete)
             && stores::unreachable(self).next().is_none()
             && (self.hibernated || self.probe == Probe::Passed)
+            && !self
+                .upgrade_step()
+                .is_some_and(|step| step.is_under_way() || step == UpgradeStep::RollingBack)
+    }
+
+    /// How far the last upgrade is.
+    pub(crate) fn upgrade_step(&self) -> Option<UpgradeStep> {
+        self.upgrade.as_ref().map(|upgrade| upgrade.step)
+    }
+
+    /// The upgrade, if it failed.
+    pub(crate) fn failed_upgrade(&self) -> Option<&UpgradeStatus> {
+        self.upgrade
+            .as_ref()
+            .filter(|upgrade| upgrade.step.is_failed())
     }
 
     /// Whether every role has the pods it needs.
@@ -123,6 +146,19 @@ impl Verdict {
     }
 }
 
+/// What the schema's condition says in words.
+pub(crate) fn verdict_of_schema(seen: &Observation) -> String {
+    schema_migrated::verdict(seen).message
+}
+
+/// Why a pod of `component` doesn't run.
+pub(crate) fn trouble_of(component: &str, pods: &[Pod]) -> Option<String> {
+    pods::troubles(pods)
+        .into_iter()
+        .find(|trouble| trouble.component == component)
+        .map(|trouble| format!("{}: {}", trouble.reason, trouble.message))
+}
+
 /// The status to report, given the one reported before.
 pub fn status(
     seen: &Observation,
@@ -154,6 +190,8 @@ pub fn status(
         endpoint: seen.endpoint.clone(),
         ready_components: Some(format!("{ready}/{}", carillon_crds::Role::ALL.len())),
         components: seen.components.iter().map(Component::report).collect(),
+        release: seen.release.clone(),
+        upgrade: seen.upgrade.clone(),
         conditions: verdicts
             .into_iter()
             .map(|(type_, verdict)| condition_of(type_, verdict, seen.generation, previous, &now))

@@ -1,6 +1,9 @@
 //! `Progressing`: something ordered is still being brought about. A paused cluster isn't: the reason says so.
 
+use carillon_crds::UpgradeStep;
+
 use super::{Component, Migration, Observation, Verdict};
+use crate::upgrade::describe;
 
 pub(super) fn verdict(seen: &Observation) -> Verdict {
     if !seen.problems.is_empty() {
@@ -12,14 +15,31 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
             "spec.paused: nothing is changed until it is false",
         );
     }
+    if let Some(upgrade) = seen.failed_upgrade() {
+        let what = describe(upgrade);
+        return match upgrade.step {
+            UpgradeStep::RolledBack => Verdict::no(
+                "RolledBack",
+                format!("{what} failed: {} runs; see Degraded", upgrade.from.version),
+            ),
+            _ => Verdict::yes("RollingBack", format!("{what} failed; see Degraded")),
+        };
+    }
     if seen.failure.is_some() {
         return Verdict::yes("Retrying", "the last attempt failed; see Degraded");
     }
     if !seen.hibernated && seen.lacks_mounted_secret() {
         return Verdict::yes("WaitingForSecrets", "Secrets are missing; see Degraded");
     }
+    let upgrading = match &seen.upgrade {
+        Some(upgrade) if upgrade.step.is_under_way() => format!("{}: ", describe(upgrade)),
+        _ => String::new(),
+    };
     if !seen.hibernated && seen.migration != Migration::Succeeded {
-        return Verdict::yes("Migrating", "the schema migration comes before the pods");
+        return Verdict::yes(
+            "Migrating",
+            format!("{upgrading}the schema migration comes before the pods"),
+        );
     }
     let unfinished: Vec<String> = seen
         .components
@@ -29,12 +49,17 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
         .collect();
     if unfinished.is_empty() && seen.hibernated {
         Verdict::no("Hibernated", "spec.hibernated: every role has no pods")
+    } else if unfinished.is_empty() && !upgrading.is_empty() {
+        Verdict::yes(
+            "Probing",
+            format!("{upgrading}a message has to get through"),
+        )
     } else if unfinished.is_empty() {
         Verdict::no("Complete", "everything is as ordered")
     } else {
         Verdict::yes(
             "RollingOut",
-            format!("not complete: {}", unfinished.join("; ")),
+            format!("{upgrading}not complete: {}", unfinished.join("; ")),
         )
     }
 }

@@ -53,7 +53,7 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
         Migration::Failed(_) => Verdict::no(
             "MigrationFailed",
             last_words(&seen.pods, MIGRATION_COMPONENT)
-                .unwrap_or_else(|| "the migration gave up; it is tried again shortly".to_owned()),
+                .unwrap_or_else(|| "the migration gave up".to_owned()),
         ),
         Migration::Running => match trouble() {
             Some(trouble) => Verdict::no(&trouble.reason, trouble.message),

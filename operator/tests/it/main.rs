@@ -20,3 +20,4 @@ mod rights;
 mod rotation;
 mod sleep;
 mod stage;
+mod upgrade;

@@ -150,6 +150,21 @@ impl Replica {
         Ok(())
     }
 
+    /// Memory that the process holds now (RSS), bytes.
+    pub fn memory(&self) -> Result<u64> {
+        let id = {
+            let child = self.child.lock().unwrap();
+            child.as_ref().context("no process")?.id()
+        };
+        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .context("VmRSS")?;
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+        Ok(kibibytes * 1024)
+    }
+
     /// What the process said, all its lives.
     pub fn said(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()

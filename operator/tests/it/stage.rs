@@ -2,6 +2,7 @@
 //! bring pods up.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -28,7 +29,8 @@ use crate::proxy::Log;
 /// Name of the ChatCluster of every test.
 pub const NAME: &str = "town";
 
-const STORES: &str = "
+/// An order with what everybody must bring.
+pub const STORES: &str = "
 media: {replicas: 1, store: {directory: {ephemeral: true}}}
 scylla: {external: {contactPoints: ['scylla:9042'], datacenter: dc1, secretName: scylla}}
 redis: {external: {url: 'redis://redis:6379'}}
@@ -77,6 +79,8 @@ pub struct Stage {
     pub namespace: String,
     /// What answers at the gateway pods' address.
     pub edge: Edge,
+    /// The role whose new pods don't get ready, nor say that they won't.
+    slow: Arc<Mutex<Option<&'static str>>>,
     _players: JoinSet<()>,
 }
 
@@ -88,13 +92,19 @@ impl Stage {
         let secret: Secret = serde_json::from_value(json!({ "metadata": { "name": "scylla" } }))?;
         secrets.create(&PostParams::default(), &secret).await?;
         let mut players = JoinSet::new();
-        players.spawn(play_deployments(plane.admin.clone(), namespace.clone()));
+        let slow = Arc::default();
+        players.spawn(play_deployments(
+            plane.admin.clone(),
+            namespace.clone(),
+            Arc::clone(&slow),
+        ));
         players.spawn(play_autoscalers(plane.admin.clone(), namespace.clone()));
         players.spawn(play_jobs(plane.admin.clone(), namespace.clone()));
         let stage = Stage {
             plane: plane.clone(),
             namespace,
             edge: Edge::start().await?,
+            slow,
             _players: players,
         };
         stage.add_gateway("town-gateway-first").await?;
@@ -103,10 +113,15 @@ impl Stage {
 
     /// A pod that says that it is a ready gateway. The labels by which budgets and Services find their pods it has not.
     pub async fn add_gateway(&self, name: &str) -> Result<()> {
+        self.add_gateway_of(NAME, name).await
+    }
+
+    /// The same, of a ChatCluster of another name.
+    pub async fn add_gateway_of(&self, cluster: &str, name: &str) -> Result<()> {
         let pods: Api<Pod> = Api::namespaced(self.plane.admin.clone(), &self.namespace);
         let pod: Pod = serde_json::from_value(json!({
             "metadata": { "name": name, "labels": {
-                "app.kubernetes.io/instance": NAME,
+                "app.kubernetes.io/instance": cluster,
                 "app.kubernetes.io/managed-by": "carillon-operator",
                 "app.kubernetes.io/component": "gateway",
             } },
@@ -154,6 +169,23 @@ impl Stage {
         Api::namespaced(self.plane.admin.clone(), &self.namespace)
     }
 
+    /// From now on pods of `role` that are ordered don't get ready, until another one or none is named.
+    pub async fn slow_down(&self, role: Option<&'static str>) -> Result<()> {
+        let before = std::mem::replace(&mut *self.slow.lock().unwrap(), role);
+        if let Some(before) = before {
+            // So that the player looks at it again.
+            let note = json!({ "metadata": { "annotations": { "test/look": "again" } } });
+            self.objects("apps", "v1", "Deployment")
+                .patch(
+                    &format!("{NAME}-{before}"),
+                    &PatchParams::default(),
+                    &Patch::Merge(note),
+                )
+                .await?;
+        }
+        Ok(())
+    }
+
     /// `kubectl apply --server-side` of a ChatCluster with this spec.
     pub async fn order(&self, spec: &str) -> Result<()> {
         let spec: Value = serde_saphyr::from_str(spec)?;
@@ -196,7 +228,8 @@ impl Stage {
             .find(|condition| condition.type_ == "Progressing");
         Ok(status.observed_generation == cluster.metadata.generation
             && progressing.is_some_and(|condition| {
-                ["Complete", "Hibernated", "Paused"].contains(&condition.reason.as_str())
+                ["Complete", "Hibernated", "Paused", "RolledBack"]
+                    .contains(&condition.reason.as_str())
             }))
     }
 
@@ -401,7 +434,22 @@ pub fn differences(
     ))
 }
 
-async fn play_deployments(client: Client, namespace: String) {
+/// Whether the image of a role is made not to work: `broken-media` for media.
+fn is_broken(deployment: &Deployment) -> bool {
+    let pod = deployment.spec.template.spec.as_ref();
+    pod.iter().flat_map(|pod| &pod.containers).any(|container| {
+        container
+            .image
+            .as_ref()
+            .is_some_and(|image| image.ends_with(&format!(":broken-{}", container.name)))
+    })
+}
+
+async fn play_deployments(
+    client: Client,
+    namespace: String,
+    slow: Arc<Mutex<Option<&'static str>>>,
+) {
     let api: Api<Deployment> = Api::namespaced(client.clone(), &namespace);
     let stream = watcher(api.clone(), watcher::Config::default()).applied_objects();
     let mut stream = std::pin::pin!(stream);
@@ -409,20 +457,36 @@ async fn play_deployments(client: Client, namespace: String) {
         let Ok(deployment) = event else { continue };
         let name = deployment.name_any();
         raise_to_least(&client, &namespace, &name).await;
+        let is_slow = slow
+            .lock()
+            .unwrap()
+            .is_some_and(|role| name == format!("{NAME}-{role}"));
+        if is_slow {
+            continue;
+        }
         let replicas = deployment.spec.replicas.unwrap_or(1);
+        let is_broken = is_broken(&deployment);
+        let gave_up = json!([{
+            "type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded",
+        }]);
+        // A broken one has a new pod beside the old ones.
         let status = json!({
             "observedGeneration": deployment.metadata.generation,
-            "replicas": replicas,
-            "updatedReplicas": replicas,
+            "replicas": replicas + i32::from(is_broken),
+            "updatedReplicas": if is_broken { 1 } else { replicas },
             "readyReplicas": replicas,
             "availableReplicas": replicas,
+            "conditions": if is_broken { gave_up } else { Value::Null },
         });
         let current = serde_json::to_value(&deployment.status).unwrap_or_default();
         let is_so = status
             .as_object()
             .expect("a map")
             .iter()
-            .all(|(key, value)| current.get(key).unwrap_or(&json!(0)) == value);
+            .all(|(key, value)| match key.as_str() {
+                "conditions" => current.get(key).is_some() == value.is_array(),
+                _ => current.get(key).unwrap_or(&json!(0)) == value,
+            });
         if !is_so {
             let patch = Patch::Merge(json!({ "status": status }));
             // It may be gone by now; whatever else went wrong shows as a cluster that doesn't settle.
@@ -481,12 +545,28 @@ async fn play_jobs(client: Client, namespace: String) {
         }
         let time = "2026-01-01T00:00:00Z";
         let condition = |type_: &str| json!({ "type": type_, "status": "True", "lastTransitionTime": time, "lastProbeTime": time });
-        let patch = Patch::Merge(json!({ "status": {
-            "startTime": time,
-            "completionTime": time,
-            "succeeded": 1,
-            "conditions": [condition("SuccessCriteriaMet"), condition("Complete")],
-        } }));
+        let template = job
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.template.spec.as_ref());
+        let is_broken = template.is_some_and(|pod| {
+            let image = pod.containers[0].image.as_deref().unwrap_or_default();
+            image.ends_with(":broken-migrate")
+        });
+        let status = match is_broken {
+            true => json!({
+                "startTime": time,
+                "failed": 4,
+                "conditions": [condition("FailureTarget"), condition("Failed")],
+            }),
+            false => json!({
+                "startTime": time,
+                "completionTime": time,
+                "succeeded": 1,
+                "conditions": [condition("SuccessCriteriaMet"), condition("Complete")],
+            }),
+        };
+        let patch = Patch::Merge(json!({ "status": status }));
         if let Err(error) = api
             .patch_status(&job.name_any(), &PatchParams::default(), &patch)
             .await
