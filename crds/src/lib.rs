@@ -13,6 +13,7 @@
 
 pub mod config;
 
+mod backup;
 mod chatcluster;
 mod crd;
 mod file;
@@ -21,8 +22,12 @@ mod problem;
 mod quantity;
 mod status;
 
+pub use backup::*;
 pub use chatcluster::*;
-pub use crd::{chart_values_schema_json, chat_cluster_crd, chat_cluster_crd_yaml};
+pub use crd::{
+    chart_values_schema_json, chat_backup_crd, chat_backup_crd_yaml, chat_cluster_crd,
+    chat_cluster_crd_yaml,
+};
 pub use file::{ChatClusterFileError, parse_chat_cluster};
 pub use mapping::{
     Target, default_replicas, platform_config, service_name, supported_versions, validate_spec,

@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::apply::{
     Applier, ApplyError, Change, ChangeAction, is_as_ordered, workloads_as_ordered,
 };
-use crate::build::{self, COMPONENT_LABEL, Children, MIGRATION_COMPONENT};
+use crate::build::{self, COMPONENT_LABEL, Children, MIGRATION_COMPONENT, RESTORE_COMPONENT};
 use crate::context::{Context, reference_to};
 use crate::dereference::{self, KeyError, Live};
 use crate::readiness::PodReadiness;
@@ -207,7 +207,12 @@ async fn bring_about(
             seen.migration = Migration::Running;
         }
     }
-    if seen.hibernated || (seen.migration == Migration::Succeeded && startable) {
+    if startable && seen.migration == Migration::Succeeded {
+        restore(&children, live, applier, seen).await?;
+    }
+    if seen.hibernated
+        || (seen.migration == Migration::Succeeded && startable && !seen.is_restoring())
+    {
         applier.apply_workloads(&children, live).await?;
     } else {
         applier.repair_workloads(&children, live).await?;
@@ -226,10 +231,46 @@ async fn bring_about(
     Ok(())
 }
 
-/// A failed Job is left to be looked at for a while, then deleted; the next pass makes it anew.
+/// Restores the backup that the ChatCluster begins with. Roles are only ever started after it, so that where there are any, it is
+/// done, whatever became of its Job.
+async fn restore(
+    children: &Children,
+    live: &Live,
+    applier: &mut Applier<'_>,
+    seen: &mut Observation,
+) -> Result<(), ApplyError> {
+    let Some(job) = &children.restore_job else {
+        return Ok(());
+    };
+    if !live.deployments.is_empty() {
+        return Ok(());
+    }
+    let found = live
+        .jobs
+        .iter()
+        .find(|live| live.metadata.name == job.metadata.name);
+    applier.start_restore(children, live).await?;
+    let restore = match migration(found) {
+        Migration::NotStarted => Migration::Running,
+        restore => restore,
+    };
+    retry_failed(found, applier, &restore).await?;
+    seen.restore = Some(restore);
+    Ok(())
+}
+
 async fn retry_failed_migration(
     children: &Children,
     live: &Live,
+    applier: &mut Applier<'_>,
+    migration: &Migration,
+) -> Result<(), ApplyError> {
+    retry_failed(find_job(children, live), applier, migration).await
+}
+
+/// A failed Job is left to be looked at for a while, then deleted; the next pass makes it anew.
+async fn retry_failed(
+    job: Option<&k8s_openapi::api::batch::v1::Job>,
     applier: &mut Applier<'_>,
     migration: &Migration,
 ) -> Result<(), ApplyError> {
@@ -239,7 +280,7 @@ async fn retry_failed_migration(
     let age = since.as_ref().map_or(MIGRATION_RETRY_AFTER, |since| {
         Duration::try_from(Timestamp::now().duration_since(since.0)).unwrap_or_default()
     });
-    match find_job(children, live) {
+    match job {
         Some(job) if age >= MIGRATION_RETRY_AFTER => applier.delete(job).await,
         _ => Ok(()),
     }
@@ -360,8 +401,12 @@ fn running_pod(pod: &Pod) -> Option<(String, RunningPod)> {
         .iter()
         .flatten()
         .any(|condition| condition.type_ == "Ready" && condition.status == "True");
-    // A migration listens nowhere.
-    if !running || role == MIGRATION_COMPONENT || pod.metadata.deletion_timestamp.is_some() {
+    // A migration and a restore listen nowhere.
+    if !running
+        || role == MIGRATION_COMPONENT
+        || role == RESTORE_COMPONENT
+        || pod.metadata.deletion_timestamp.is_some()
+    {
         return None;
     }
     let pod = RunningPod {

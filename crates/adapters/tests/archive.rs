@@ -34,9 +34,9 @@ async fn half_a_backup_is_never_open() {
     let folder = tempfile::tempdir().unwrap();
     let open = || embedded::open_to_load(folder.path(), Options::default()).unwrap();
     let stores = open();
-    stores.archive.begin_load("b-1").await.unwrap();
+    assert!(stores.archive.begin_load("b-1").await.unwrap());
     let filled = fill(&of_embedded(&stores)).await;
-    stores.archive.begin_load("b-1").await.unwrap();
+    assert!(stores.archive.begin_load("b-1").await.unwrap());
     stores.close().await.unwrap();
     drop(stores);
     let Err(refused) = embedded::open(folder.path()) else {
@@ -50,6 +50,7 @@ async fn half_a_backup_is_never_open() {
     assert!(nobody.is_empty());
     stores.archive.begin_load("b-2").await.unwrap();
     stores.archive.end_load("b-2").await.unwrap();
+    assert!(!stores.archive.begin_load("b-2").await.unwrap());
     fill(&of_embedded(&stores)).await;
     let refused = stores.archive.begin_load("b-3").await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::FailedPrecondition);

@@ -84,7 +84,12 @@ pub async fn save(source: &Source, sink: &mut dyn Sink) -> Result<()> {
             .buffered(AT_ONCE);
         while let Some(entry) = entries.try_next().await? {
             if let Some(media) = entry {
-                sink.take(Section::Media, Record::Media(media)).await?;
+                // Whoever writes it has the bytes, or not.
+                let record = Record::Media {
+                    media,
+                    bytes: false,
+                };
+                sink.take(Section::Media, record).await?;
             }
         }
     }

@@ -80,7 +80,13 @@ pub enum Record {
         rooms: Vec<RoomId>,
     },
     /// An upload.
-    Media(Media),
+    Media {
+        /// What is known of it.
+        media: Media,
+        /// Whether its bytes are in the backup.
+        #[serde(default)]
+        bytes: bool,
+    },
     /// A room. Its standings and events follow.
     Room {
         /// The room.

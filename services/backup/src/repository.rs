@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use carillon_domain::{Error, ErrorCode, Result, Timestamp, ports::BackupStore};
 
 use crate::{
-    manifest::{Chunk, Counts, MAX_CHUNK, Manifest, MediaBytes, NAME, refused, sha256},
+    manifest::{Chunk, Counts, MAX_CHUNK, Manifest, NAME, refused, sha256},
     record::{Record, Section},
     write::{check_media, count, media_path},
 };
@@ -79,25 +79,16 @@ pub async fn verify(
         media_missing: manifest.counts.media_missing,
         ..Counts::default()
     };
-    let mut missing = 0;
     for (done, chunk) in manifest.chunks.iter().enumerate() {
         counts.bytes += chunk.bytes;
         for record in read(store, manifest, chunk).await? {
             count(&mut counts, &record);
-            if let (Record::Media(media), MediaBytes::Included) = (&record, manifest.media_bytes) {
-                match media_bytes(store, manifest, media).await? {
-                    Some(bytes) => counts.bytes += bytes.len() as u64,
-                    None => missing += 1,
-                }
+            if let Record::Media { media, bytes: true } = &record {
+                let bytes = media_bytes(store, manifest, media).await?;
+                counts.bytes += bytes.len() as u64;
             }
         }
         progress(done + 1);
-    }
-    if missing > manifest.counts.media_missing {
-        return Err(refused(format!(
-            "backup {} lacks the bytes of {missing} uploads, and {} were missing when it was made",
-            manifest.backup, manifest.counts.media_missing
-        )));
     }
     if counts != manifest.counts {
         return Err(refused(format!(
@@ -144,23 +135,20 @@ pub(crate) async fn read(
     Ok(records)
 }
 
-/// An upload's bytes, if they are what was uploaded; `None` if they aren't there.
+/// An upload's bytes, if they are what was uploaded.
 pub(crate) async fn media_bytes(
     store: &dyn BackupStore,
     manifest: &Manifest,
     media: &carillon_domain::media::Media,
-) -> Result<Option<bytes::Bytes>> {
+) -> Result<bytes::Bytes> {
     let path = media_path(&manifest.backup, media.id);
+    let changed = |what: &str| refused(format!("{path} {what}: the backup can't be used"));
     let bytes = match store.get(&path).await {
-        Err(error) if error.code == ErrorCode::NotFound => return Ok(None),
+        Err(error) if error.code == ErrorCode::NotFound => return Err(changed("is missing")),
         got => got?,
     };
-    check_media(media, &bytes).map_err(|()| {
-        refused(format!(
-            "{path} was changed since it was written: the backup can't be used"
-        ))
-    })?;
-    Ok(Some(bytes))
+    check_media(media, &bytes).map_err(|()| changed("was changed since it was written"))?;
+    Ok(bytes)
 }
 
 /// Removes the backups of a cluster that needn't be kept, and answers their names. The newest one always stays; so does what can't be
@@ -218,6 +206,7 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::MediaBytes;
 
     fn made(days_ago: i64) -> Manifest {
         Manifest {

@@ -15,7 +15,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::mpsc;
 
 use crate::{
-    manifest::{Counts, Manifest, MediaBytes, refused},
+    manifest::{Counts, Manifest, refused},
     record::{Record, Section, read_mark},
     repository::{media_bytes, read, verify},
     write::count,
@@ -45,7 +45,7 @@ pub struct Target {
 
 /// Checks a backup, and writes all of it. `FailedPrecondition` for a store that holds something else, and for a backup that isn't whole,
 /// with the object's name; then nothing was written. A restore that was cut off goes on when it is called again; until one ended
-/// nobody can open the store. `progress` is called with what it does, and how much of that is done.
+/// nobody can open the store, and after that it has nothing to do. `progress` is called with what it does, and how much of that is done.
 pub async fn restore(
     store: &dyn BackupStore,
     manifest: &Manifest,
@@ -54,7 +54,9 @@ pub async fn restore(
 ) -> Result<()> {
     let all = manifest.chunks.len();
     verify(store, manifest, |done| progress("checked", done, all)).await?;
-    target.archive.begin_load(&manifest.backup).await?;
+    if !target.archive.begin_load(&manifest.backup).await? {
+        return Ok(());
+    }
     let mut counts = Counts {
         bytes: manifest.counts.bytes,
         media_missing: manifest.counts.media_missing,
@@ -91,7 +93,7 @@ struct Writers<'a> {
     /// Of records whose order matters.
     ordered: Vec<(mpsc::Sender<Record>, tokio::task::JoinHandle<Result<()>>)>,
     /// Of uploads, which are written here.
-    media: Vec<Media>,
+    media: Vec<(Media, bool)>,
 }
 
 impl<'a> Writers<'a> {
@@ -128,8 +130,8 @@ impl<'a> Writers<'a> {
     }
 
     async fn take(&mut self, record: Record) -> Result<()> {
-        if let Record::Media(media) = record {
-            self.media.push(media);
+        if let Record::Media { media, bytes } = record {
+            self.media.push((media, bytes));
             if self.media.len() >= AT_ONCE {
                 self.write_media().await?;
             }
@@ -151,16 +153,15 @@ impl<'a> Writers<'a> {
         let this = &*self;
         // One upload is at most 64 MiB: few at once.
         stream::iter(media)
-            .map(|media| this.write_upload(media))
+            .map(|(media, bytes)| this.write_upload(media, bytes))
             .buffer_unordered(2)
             .try_collect()
             .await
     }
 
-    async fn write_upload(&self, media: Media) -> Result<()> {
-        if let (Some(blobs), MediaBytes::Included) = (&self.target.blobs, self.manifest.media_bytes)
-            && let Some(bytes) = media_bytes(self.store, self.manifest, &media).await?
-        {
+    async fn write_upload(&self, media: Media, bytes: bool) -> Result<()> {
+        if let (Some(blobs), true) = (&self.target.blobs, bytes) {
+            let bytes = media_bytes(self.store, self.manifest, &media).await?;
             blobs.put(media.id, bytes).await?;
         }
         self.target.media.put(&media).await
@@ -188,7 +189,7 @@ fn key(record: &Record) -> u128 {
         | Record::Invited { user, .. }
         | Record::Marks { user, .. } => user.0.as_u128(),
         Record::PushTarget(target) => target.user.0.as_u128(),
-        Record::Media(media) => media.id.0.as_u128(),
+        Record::Media { media, .. } => media.id.0.as_u128(),
         Record::Room { room, .. } => room.id.0.as_u128(),
         Record::Standings { room, .. }
         | Record::Events { room, .. }
@@ -229,7 +230,7 @@ impl Target {
                 }
                 Ok(())
             }
-            Record::Media(_) => Err(Error::defect("an upload is written with its bytes")),
+            Record::Media { .. } => Err(Error::defect("an upload is written with its bytes")),
             Record::Room { room, log } => self.archive.load_room(&room, log.into()).await,
             Record::Standings { room, people } => {
                 let people = people.into_iter().map(Into::into).collect();

@@ -148,17 +148,17 @@ impl Writer {
         Ok(())
     }
 
-    /// Copies an upload's bytes. They never change, and are checked against what was noted when they came.
-    async fn copy(&mut self, media: &Media) -> Result<()> {
+    /// Copies an upload's bytes, if they are to be and there are any; whether it did. They never change, and are checked against what was noted when they came.
+    async fn copy(&mut self, media: &Media) -> Result<bool> {
         let Some(blobs) = &self.options.blobs else {
-            return Ok(());
+            return Ok(false);
         };
         let bytes = match blobs.get(media.id, None).await {
             Ok(bytes) => bytes,
             Err(error) if error.code == ErrorCode::NotFound => {
                 self.counts.media_missing += 1;
                 tracing::warn!(media = %media.id, "an upload has no bytes; its entry alone is saved");
-                return Ok(());
+                return Ok(false);
             }
             Err(error) => return Err(error),
         };
@@ -172,16 +172,16 @@ impl Writer {
         let path = media_path(&self.backup, media.id);
         self.store.put(&path, bytes).await?;
         (self.progress)(&self.counts);
-        Ok(())
+        Ok(true)
     }
 }
 
 #[async_trait]
 impl Sink for Writer {
-    async fn take(&mut self, section: Section, record: Record) -> Result<()> {
+    async fn take(&mut self, section: Section, mut record: Record) -> Result<()> {
         count(&mut self.counts, &record);
-        if let Record::Media(media) = &record {
-            self.copy(media).await?;
+        if let Record::Media { media, bytes } = &mut record {
+            *bytes = self.copy(media).await?;
         }
         let open = self.open.entry(section).or_default();
         serde_json::to_writer(&mut open.lines, &record).map_err(Error::internal)?;
@@ -199,7 +199,7 @@ pub(crate) fn count(counts: &mut Counts, record: &Record) {
     counts.records += 1;
     match record {
         Record::Account(_) => counts.accounts += 1,
-        Record::Media(_) => counts.media += 1,
+        Record::Media { .. } => counts.media += 1,
         Record::Room { .. } => counts.rooms += 1,
         Record::Events { events, .. } => {
             counts.events += events.len() as u64;

@@ -116,11 +116,17 @@ impl Archive for Whole {
         room_log::end_of(&self.0.view(), room)
     }
 
-    async fn begin_load(&self, backup: &str) -> Result<()> {
+    async fn begin_load(&self, backup: &str) -> Result<bool> {
         let backup = backup.as_bytes().to_vec();
-        let begun = self.0.view().get(Table::Meta, LOADING)?;
-        if begun.is_some_and(|begun| *begun == *backup) {
-            return Ok(());
+        let is = |key| -> Result<bool> {
+            let row = self.0.view().get(Table::Meta, key)?;
+            Ok(row.is_some_and(|row| *row == *backup))
+        };
+        if is(LOADED)? {
+            return Ok(false);
+        }
+        if is(LOADING)? {
+            return Ok(true);
         }
         if !self.is_empty()? {
             return Err(Error::new(
@@ -131,7 +137,7 @@ impl Archive for Whole {
         self.0
             .commit(Durability::Synced, move |transaction| {
                 transaction.put(Table::Meta, LOADING, backup);
-                Ok(())
+                Ok(true)
             })
             .await
     }

@@ -205,11 +205,11 @@ impl Archive for Whole {
         self.log.peek(room).await
     }
 
-    async fn begin_load(&self, backup: &str) -> Result<()> {
+    async fn begin_load(&self, backup: &str) -> Result<bool> {
         let stands: Option<(String, String)> =
             self.database.row("read_load", &self.load, ()).await?;
         match stands {
-            Some((begun, state)) if state == LOADING && begun == backup => return Ok(()),
+            Some((begun, state)) if begun == backup => return Ok(state == LOADING),
             Some((other, state)) if state == LOADING => {
                 return Err(Error::new(
                     ErrorCode::FailedPrecondition,
@@ -226,7 +226,8 @@ impl Archive for Whole {
                 "the keyspace isn't empty: a backup is only restored into a new one",
             ));
         }
-        self.note_load(backup, LOADING).await
+        self.note_load(backup, LOADING).await?;
+        Ok(true)
     }
 
     async fn end_load(&self, backup: &str) -> Result<()> {

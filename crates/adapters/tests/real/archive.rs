@@ -97,9 +97,10 @@ async fn scylla_is_closed_while_it_is_loaded() {
             let other = ports.archive.begin_load("b-2").await.unwrap_err();
             assert_eq!(other.code, ErrorCode::FailedPrecondition);
             fill(&ports).await;
-            ports.archive.begin_load("b-1").await.unwrap();
+            assert!(ports.archive.begin_load("b-1").await.unwrap());
             ports.archive.end_load("b-1").await.unwrap();
             connect(&options).await.unwrap();
+            assert!(!ports.archive.begin_load("b-1").await.unwrap());
             let full = ports.archive.begin_load("b-2").await.unwrap_err();
             assert_eq!(full.code, ErrorCode::FailedPrecondition);
         }

@@ -40,9 +40,9 @@ pub trait Archive: Send + Sync {
     /// the fences in the answer; the last events may be of sends whose outcome isn't known yet.
     async fn peek(&self, room: RoomId) -> Result<OpenRoom>;
 
-    /// Says that this backup is being loaded; again, if an earlier attempt was cut off. `FailedPrecondition` when the store holds
-    /// something else that somebody wrote.
-    async fn begin_load(&self, backup: &str) -> Result<()>;
+    /// Says that this backup is being loaded; again, if an earlier attempt was cut off. False when all of it was loaded before: then
+    /// there is nothing to do. `FailedPrecondition` when the store holds something else that somebody wrote.
+    async fn begin_load(&self, backup: &str) -> Result<bool>;
 
     /// Says that all of it is there: the store may be opened by everybody.
     async fn end_load(&self, backup: &str) -> Result<()>;
