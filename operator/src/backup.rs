@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use carillon_crds::{BackupReport, ChatBackup, ChatBackupStatus, ChatCluster};
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
