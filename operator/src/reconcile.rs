@@ -210,9 +210,9 @@ async fn bring_about(
     if startable && seen.migration == Migration::Succeeded {
         restore(&children, live, applier, seen).await?;
     }
-    if seen.hibernated
-        || (seen.migration == Migration::Succeeded && startable && !seen.is_restoring())
-    {
+    // Asleep from its beginning, it begins when it wakes up: Deployments say that a backup was restored.
+    let asleep = seen.hibernated && !awaits_restore(&children, live);
+    if asleep || (seen.migration == Migration::Succeeded && startable && !seen.is_restoring()) {
         applier.apply_workloads(&children, live).await?;
     } else {
         applier.repair_workloads(&children, live).await?;
@@ -242,7 +242,7 @@ async fn restore(
     let Some(job) = &children.restore_job else {
         return Ok(());
     };
-    if !live.deployments.is_empty() {
+    if !awaits_restore(children, live) {
         return Ok(());
     }
     let found = live
@@ -257,6 +257,10 @@ async fn restore(
     retry_failed(found, applier, &restore).await?;
     seen.restore = Some(restore);
     Ok(())
+}
+
+fn awaits_restore(children: &Children, live: &Live) -> bool {
+    children.restore_job.is_some() && live.deployments.is_empty()
 }
 
 async fn retry_failed_migration(

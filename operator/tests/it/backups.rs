@@ -232,6 +232,22 @@ async fn a_restored_cluster_is_never_available_before_it_is_whole() -> Result<()
         "restoreFrom: {{s3: {{bucket: backups, endpoint: 'https://s3.example.com', secretName: backups}}, backup: {BACKUP}}}\n"
     );
     let restored = format!("{}{from}", first_order());
+    // Asleep from the beginning: nothing that could pass for a cluster that was restored.
+    stage
+        .order(&format!("{restored}hibernated: true\n"))
+        .await?;
+    stage
+        .wait_condition("Available", "False", "Hibernated")
+        .await?;
+    stage.quiet(&operator).await?;
+    let deployments = stage.objects("apps", "v1", "Deployment");
+    ensure!(
+        deployments
+            .list(&Default::default())
+            .await?
+            .items
+            .is_empty()
+    );
     stage.order(&restored).await?;
     stage
         .wait_condition("Available", "False", "Restoring")
@@ -252,7 +268,6 @@ async fn a_restored_cluster_is_never_available_before_it_is_whole() -> Result<()
     });
     ensure!(arguments.context("arguments")?.contains(&BACKUP.to_owned()));
     stage.quiet(&operator).await?;
-    let deployments = stage.objects("apps", "v1", "Deployment");
     ensure!(
         deployments
             .list(&Default::default())
