@@ -20,6 +20,7 @@ use kube_derive::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use crate::backup::RestoreFrom;
 use crate::status::ChatClusterStatus;
 
 /// A chat platform: six roles and the stores they use.
@@ -60,7 +61,10 @@ use crate::status::ChatClusterStatus;
         json_path = ".metadata.creationTimestamp"
     )
 )]
-#[x_kube(crates(kube_core = "::kube_core"))]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("!has(self.restoreFrom) || (has(oldSelf.restoreFrom) && self.restoreFrom == oldSelf.restoreFrom)").message("spec.restoreFrom: only a new ChatCluster begins with a backup, and always with the same").field_path(".restoreFrom"),
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ChatClusterSpec {
     /// Let go of the cluster: while `true` the operator changes nothing but the status, and what runs goes on running. Deleting the
@@ -76,6 +80,10 @@ pub struct ChatClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$"))]
     pub version: Option<String>,
+    /// A backup that a new ChatCluster begins with: no role is started before all of it is restored into stores that are empty. May be
+    /// taken out later, and not be changed. Ignored by `carillon up`; see `carillon restore`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore_from: Option<RestoreFrom>,
     /// Which container image the roles run. Ignored by `carillon up`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageSpec>,

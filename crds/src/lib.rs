@@ -13,6 +13,7 @@
 
 pub mod config;
 
+mod backup;
 mod chatcluster;
 mod crd;
 mod file;
@@ -22,8 +23,12 @@ mod quantity;
 mod releases;
 mod status;
 
+pub use backup::*;
 pub use chatcluster::*;
-pub use crd::{chart_values_schema_json, chat_cluster_crd, chat_cluster_crd_yaml};
+pub use crd::{
+    chart_values_schema_json, chat_backup_crd, chat_backup_crd_yaml, chat_cluster_crd,
+    chat_cluster_crd_yaml,
+};
 pub use file::{ChatClusterFileError, parse_chat_cluster};
 pub use mapping::{
     Target, certificate_name, default_replicas, platform_config, progress_deadline_seconds,

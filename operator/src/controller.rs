@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use carillon_crds::ChatCluster;
+use carillon_crds::{ChatBackup, ChatCluster};
 use futures::{Stream, StreamExt, future};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -30,7 +30,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::build::{INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL};
+use crate::backup;
+use crate::build::{BACKUP_LABEL, INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL};
 use crate::context::Context;
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
@@ -118,6 +119,11 @@ async fn lead(
             settings.concurrency,
             acting.clone(),
         ));
+        controllers.spawn(control_backups(
+            Arc::clone(&context),
+            namespace.clone(),
+            acting.clone(),
+        ));
     }
     // The Lease is given up only when the last reconcile has ended: two never act at once.
     let ended = CancellationToken::new();
@@ -190,6 +196,55 @@ async fn control(
             future::ready(())
         })
         .await;
+}
+
+/// Reconciles the ChatBackups of one namespace (`*`: of all) until `shutdown`, then lets running reconciles end.
+async fn control_backups(context: Arc<Context>, namespace: String, shutdown: CancellationToken) {
+    let client = context.client.clone();
+    let metrics = context.metrics.clone();
+    let (store, writer) = reflector::store();
+    let backups = watcher(
+        api::<DeserializeGuard<ChatBackup>>(&client, &namespace),
+        watcher::Config::default(),
+    )
+    .default_backoff()
+    .modify(|backup| backup.managed_fields_mut().clear())
+    .reflect(writer)
+    .applied_objects()
+    .predicate_filter(predicates::generation, PredicateConfig::default());
+    Controller::for_stream(backups, store)
+        .with_config(
+            ControllerConfig::default()
+                .concurrency(1)
+                .debounce(DEBOUNCE),
+        )
+        .watches_stream(children::<Job>(&client, &namespace), backups_of)
+        .watches_stream(children::<CronJob>(&client, &namespace), backups_of)
+        .graceful_shutdown_on(shutdown.cancelled_owned())
+        .run(backup::reconcile, backup::error_policy, context)
+        .for_each(|result| {
+            match result {
+                Ok(_)
+                | Err(
+                    kube::runtime::controller::Error::ReconcilerFailed(..)
+                    | kube::runtime::controller::Error::ObjectNotFound(_),
+                ) => {}
+                Err(error) => {
+                    metrics.watch_errors.inc();
+                    tracing::warn!(%error, "watching ChatBackups");
+                }
+            }
+            future::ready(())
+        })
+        .await;
+}
+
+/// The ChatBackup that a Job or CronJob is of.
+fn backups_of<K: Resource>(
+    child: PartialObjectMeta<K>,
+) -> Option<ObjectRef<DeserializeGuard<ChatBackup>>> {
+    let name = child.labels().get(BACKUP_LABEL)?.clone();
+    Some(ObjectRef::new(&name).within(&child.namespace()?))
 }
 
 type ClusterGuard = DeserializeGuard<ChatCluster>;

@@ -11,6 +11,7 @@
 //! stores, which somebody else runs.
 
 pub mod apply;
+pub mod backup;
 pub mod build;
 pub mod certificates;
 pub mod context;

@@ -20,8 +20,10 @@ struct Cli {
 enum Command {
     /// Reconcile ChatClusters until stopped (the default).
     Run,
-    /// Print the CustomResourceDefinition as YAML.
+    /// Print the CustomResourceDefinition of ChatCluster as YAML.
     Crds,
+    /// Print the CustomResourceDefinition of ChatBackup as YAML.
+    BackupCrds,
     /// Print the JSON Schema of the values of the chatcluster chart.
     ValuesSchema,
 }
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let derived = match cli.command {
         Some(Command::Crds) => Some(carillon_crds::chat_cluster_crd_yaml()),
+        Some(Command::BackupCrds) => Some(carillon_crds::chat_backup_crd_yaml()),
         Some(Command::ValuesSchema) => Some(carillon_crds::chart_values_schema_json()),
         Some(Command::Run) | None => None,
     };

@@ -22,7 +22,7 @@ use serde_json::json;
 use crate::apply::{
     Applier, ApplyError, Change, ChangeAction, is_as_ordered, workloads_as_ordered,
 };
-use crate::build::{self, COMPONENT_LABEL, Children, MIGRATION_COMPONENT};
+use crate::build::{self, COMPONENT_LABEL, Children, MIGRATION_COMPONENT, RESTORE_COMPONENT};
 use crate::context::{Context, reference_to};
 use crate::credentials::{self, KeyError};
 use crate::dereference::{self, Live};
@@ -346,15 +346,22 @@ async fn bring_about(
             seen.migration = Migration::Running;
         }
     }
+    if startable && seen.migration == Migration::Succeeded {
+        restore(&children, live, applier, seen).await?;
+    }
     // What is gone back to needs no migration: it ran on this schema.
-    let may_start = startable && (orders.goes_back || seen.migration == Migration::Succeeded);
+    let may_start = startable
+        && !seen.is_restoring()
+        && (orders.goes_back || seen.migration == Migration::Succeeded);
+    // Asleep from its beginning, it begins when it wakes up: Deployments say that a backup was restored.
+    let asleep = seen.hibernated && !awaits_restore(&children, live);
     let open = match &before {
-        _ if seen.hibernated => children.deployments.len(),
+        _ if asleep => children.deployments.len(),
         _ if !may_start => 0,
         None => children.deployments.len(),
         Some(_) => upgrade::reached(&seen.components),
     };
-    if seen.hibernated || may_start {
+    if asleep || may_start {
         applier.apply_workloads(&children, live, open).await?;
     }
     let after = before.as_ref().unwrap_or(&children);
@@ -373,10 +380,50 @@ async fn bring_about(
     Ok(())
 }
 
-/// A failed Job is left to be looked at for a while, then deleted; the next pass makes it anew.
+/// Restores the backup that the ChatCluster begins with. Roles are only ever started after it, so that where there are any, it is
+/// done, whatever became of its Job.
+async fn restore(
+    children: &Children,
+    live: &Live,
+    applier: &mut Applier<'_>,
+    seen: &mut Observation,
+) -> Result<(), ApplyError> {
+    let Some(job) = &children.restore_job else {
+        return Ok(());
+    };
+    if !awaits_restore(children, live) {
+        return Ok(());
+    }
+    let found = live
+        .jobs
+        .iter()
+        .find(|live| live.metadata.name == job.metadata.name);
+    applier.start_restore(children, live).await?;
+    let restore = match migration(found) {
+        Migration::NotStarted => Migration::Running,
+        restore => restore,
+    };
+    retry_failed(found, applier, &restore).await?;
+    seen.restore = Some(restore);
+    Ok(())
+}
+
+fn awaits_restore(children: &Children, live: &Live) -> bool {
+    children.restore_job.is_some() && live.deployments.is_empty()
+}
+
 async fn retry_failed_migration(
     children: &Children,
     live: &Live,
+    applier: &mut Applier<'_>,
+    migration: &Migration,
+) -> Result<(), ApplyError> {
+    retry_failed(find_job(children, live), applier, migration).await
+}
+
+/// A failed Job is left to be looked at for a while, then deleted; the next pass makes it anew.
+async fn retry_failed(
+    job: Option<&k8s_openapi::api::batch::v1::Job>,
     applier: &mut Applier<'_>,
     migration: &Migration,
 ) -> Result<(), ApplyError> {
@@ -386,7 +433,7 @@ async fn retry_failed_migration(
     let age = since.as_ref().map_or(MIGRATION_RETRY_AFTER, |since| {
         Duration::try_from(Timestamp::now().duration_since(since.0)).unwrap_or_default()
     });
-    match find_job(children, live) {
+    match job {
         Some(job) if age >= MIGRATION_RETRY_AFTER => applier.delete(job).await,
         _ => Ok(()),
     }
@@ -516,8 +563,12 @@ fn running_pod(pod: &Pod) -> Option<(String, RunningPod)> {
         .iter()
         .flatten()
         .any(|condition| condition.type_ == "Ready" && condition.status == "True");
-    // A migration listens nowhere.
-    if !running || role == MIGRATION_COMPONENT || pod.metadata.deletion_timestamp.is_some() {
+    // A migration and a restore listen nowhere.
+    if !running
+        || role == MIGRATION_COMPONENT
+        || role == RESTORE_COMPONENT
+        || pod.metadata.deletion_timestamp.is_some()
+    {
         return None;
     }
     let pod = RunningPod {

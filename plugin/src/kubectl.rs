@@ -1,6 +1,7 @@
 //! The user's `kubectl`, and which ChatCluster is meant.
 
 use std::{
+    io::Write as _,
     path::PathBuf,
     process::{Command, Stdio},
 };
@@ -51,6 +52,27 @@ impl Kubectl {
             bail!("{}", said.trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Makes an object; what `kubectl` prints of it.
+    pub fn create(&self, object: &Value) -> Result<String> {
+        let mut child = self
+            .command(&["create", "--filename=-", "--output=name"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("can't start kubectl; is it on the PATH?")?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // If it can't be written, kubectl has ended, and says why.
+            let _ = stdin.write_all(object.to_string().as_bytes());
+        }
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("{}", said.trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
     /// Runs it in the user's terminal.

@@ -1,9 +1,11 @@
-//! `kubectl carillon`: a picture of a ChatCluster, its logs, and what operations need: restart, pause, rotate, a support bundle.
+//! `kubectl carillon`: a picture of a ChatCluster, its logs, and what operations need: restart, pause, rotate, backup, a support
+//! bundle.
 //!
 //! Everything goes through the user's own `kubectl`: its contexts, credentials and login plugins are right, and the plugin can do
 //! nothing that its user can't. It knows no Kubernetes client, and decides nothing that the operator decides.
 
 mod actions;
+mod backup;
 mod bundle;
 mod kubectl;
 mod redact;
@@ -92,6 +94,14 @@ enum Task {
         /// The ChatCluster's name; may be left out if it is the only one in the namespace
         name: Option<String>,
     },
+    /// Make a backup now, where the ChatBackups of the ChatCluster are kept
+    Backup {
+        /// The ChatCluster's name; may be left out if it is the only one in the namespace
+        name: Option<String>,
+        /// The ChatBackup whose place is used; may be left out if all are kept in one place
+        #[arg(long)]
+        like: Option<String>,
+    },
     /// Write what helps to find a fault into a tar.gz: objects, events, logs; no Secret's data, no token
     SupportBundle {
         /// Its name; may be left out if it is the only one in the namespace
@@ -177,6 +187,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Task::Pause { name } => actions::pause(&kubectl, name.as_deref(), true),
         Task::Resume { name } => actions::pause(&kubectl, name.as_deref(), false),
         Task::Rotate { key, name } => actions::rotate(&kubectl, name.as_deref(), key),
+        Task::Backup { name, like } => backup::make(&kubectl, name.as_deref(), like.as_deref()),
         Task::SupportBundle { name, file, tail } => {
             bundle::write(&kubectl, name.as_deref(), file, tail)
         }

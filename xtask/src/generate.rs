@@ -24,6 +24,11 @@ const DERIVED: &[Derived] = &[
     },
     Derived {
         package: "carillon-operator",
+        arguments: &["backup-crds"],
+        file: "charts/carillon-operator/crds/chatbackups.yaml",
+    },
+    Derived {
+        package: "carillon-operator",
         arguments: &["values-schema"],
         file: "charts/chatcluster/values.schema.json",
     },

@@ -3,6 +3,7 @@
 //! This is the only crate that knows drivers: an embedded LSM store, ScyllaDB, Redis, RabbitMQ and object stores. It decides
 //! nothing about rooms, people or messages: the services do.
 
+pub mod backups;
 pub mod conformance;
 pub mod embedded;
 pub mod limits;

@@ -82,6 +82,15 @@ pub fn directory(path: &FilePath) -> Result<Arc<ObjectBlobs>> {
 
 /// Blobs in a bucket. Doesn't connect yet: ask the probe.
 pub fn s3(options: &S3Options) -> Result<Arc<ObjectBlobs>> {
+    Ok(Arc::new(ObjectBlobs {
+        store: bucket(options, Duration::from_secs(30))?,
+        prefix: Path::from(options.prefix.as_str()),
+        directory: None,
+    }))
+}
+
+/// A client of a bucket; one try takes at most `timeout`.
+pub(crate) fn bucket(options: &S3Options, timeout: Duration) -> Result<Box<dyn ObjectStore>> {
     // The HTTP client takes the process's provider. An error says that there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = AmazonS3Builder::new()
@@ -93,12 +102,12 @@ pub fn s3(options: &S3Options) -> Result<Arc<ObjectBlobs>> {
         .with_client_options(
             ClientOptions::new()
                 .with_connect_timeout(Duration::from_secs(3))
-                .with_timeout(Duration::from_secs(30)),
+                .with_timeout(timeout),
         )
         // A caller waits: two more tries, then they hear of it.
         .with_retry(RetryConfig {
             max_retries: 2,
-            retry_timeout: Duration::from_secs(20),
+            retry_timeout: timeout.mul_f32(0.66),
             ..RetryConfig::default()
         });
     if let Some(endpoint) = &options.endpoint {
@@ -116,11 +125,7 @@ pub fn s3(options: &S3Options) -> Result<Arc<ObjectBlobs>> {
         )
         .caused_by(cause)
     })?;
-    Ok(Arc::new(ObjectBlobs {
-        store: Box::new(store),
-        prefix: Path::from(options.prefix.as_str()),
-        directory: None,
-    }))
+    Ok(Box::new(store))
 }
 
 impl ObjectBlobs {

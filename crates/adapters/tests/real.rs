@@ -4,6 +4,9 @@
 //!
 //! Each test has a keyspace, a prefix of keys or queues of its own, and takes it away at the end.
 
+#[path = "real/archive.rs"]
+mod archive;
+mod carry;
 #[path = "real/proxy.rs"]
 mod proxy;
 #[path = "real/rabbitmq.rs"]

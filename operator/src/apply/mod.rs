@@ -131,7 +131,22 @@ impl<'a> Applier<'a> {
         children: &Children,
         live: &Live,
     ) -> Result<(), ApplyError> {
-        let job = &children.migration_job;
+        self.start_job(&children.migration_job, live).await
+    }
+
+    /// The same for the Job that restores the backup that the ChatCluster begins with.
+    pub async fn start_restore(
+        &mut self,
+        children: &Children,
+        live: &Live,
+    ) -> Result<(), ApplyError> {
+        match &children.restore_job {
+            Some(job) => self.start_job(job, live).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn start_job(&mut self, job: &Job, live: &Live) -> Result<(), ApplyError> {
         let found = find(&live.jobs, job);
         if found.is_some_and(|live| !may_be_applied(job, live)) {
             return Ok(());
@@ -198,6 +213,7 @@ impl<'a> Applier<'a> {
         let jobs: Vec<Job> = std::iter::once(children)
             .chain(before)
             .map(|children| children.migration_job.clone())
+            .chain(children.restore_job.clone())
             .collect();
         self.delete_unordered(&jobs, &live.jobs).await?;
         self.delete_unordered(&children.service_accounts, &live.service_accounts)

@@ -19,6 +19,8 @@ pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 pub const MANAGED_BY: &str = "carillon-operator";
 /// The value of [`COMPONENT_LABEL`] of the migration.
 pub const MIGRATION_COMPONENT: &str = "migrate";
+/// The value of [`COMPONENT_LABEL`] of a restore.
+pub const RESTORE_COMPONENT: &str = "restore";
 
 const NAME_LABEL: &str = "app.kubernetes.io/name";
 const NAME: &str = "carillon";

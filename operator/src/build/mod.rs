@@ -1,6 +1,7 @@
 //! Order → child objects. Pure and client-free: the same order always gives the same objects. One file per kind.
 
 mod autoscaler;
+mod backup_job;
 mod config_map;
 mod deployment;
 mod ingress;
@@ -26,9 +27,10 @@ use sha2::{Digest, Sha256};
 
 use crate::validate::Order;
 
+pub use backup_job::{BACKUP_LABEL, backup_cron_job, backup_job, backup_job_name};
 pub use labels::{
     COMPONENT_LABEL, INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL, MIGRATION_COMPONENT,
-    VERSION_LABEL, instance_selector,
+    RESTORE_COMPONENT, VERSION_LABEL, instance_selector,
 };
 pub use migration_job::name as migration_job_name;
 pub use secret::{
@@ -52,6 +54,8 @@ pub struct Children {
     pub pod_disruption_budgets: Vec<PodDisruptionBudget>,
     /// The step that gates the Deployments.
     pub migration_job: Job,
+    /// The other step that gates them, when the ChatCluster begins with a backup.
+    pub restore_job: Option<Job>,
     /// One per role.
     pub deployments: Vec<Deployment>,
     /// For the roles that are autoscaled.
@@ -93,6 +97,7 @@ pub fn children(order: &Order, keys: &Keys) -> Children {
         network_policies: network_policy::build(order),
         pod_disruption_budgets: pod_disruption_budget::build(order),
         migration_job: migration_job::build(order),
+        restore_job: backup_job::restore(order),
         deployments: Role::ALL
             .iter()
             .map(|role| deployment::build(order, *role))

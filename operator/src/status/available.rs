@@ -1,6 +1,8 @@
 //! `Available`: every role has the pods it needs, ready, and a message gets through. Never while there are to be none.
 
-use super::{Observation, Verdict};
+use super::pods::{last_words, troubles};
+use super::{Migration, Observation, Verdict};
+use crate::build::RESTORE_COMPONENT;
 use crate::probe::Probe;
 
 pub(super) fn verdict(seen: &Observation) -> Verdict {
@@ -9,6 +11,15 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
             "Hibernated",
             "spec.hibernated: no pods are wanted; keys and data stay",
         );
+    }
+    if seen.is_restoring() {
+        return match restore_words(seen) {
+            Some(words) => Verdict::no("RestoreFailed", words),
+            None => Verdict::no(
+                "Restoring",
+                "spec.restoreFrom: the backup is being restored; roles start after it",
+            ),
+        };
     }
     if seen.components.is_empty() {
         return match seen.problems.is_empty() {
@@ -47,6 +58,22 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
             "every component is ready, as of the last valid spec",
         )
     }
+}
+
+/// What keeps a restore from going on, if anything does.
+fn restore_words(seen: &Observation) -> Option<String> {
+    let trouble = troubles(&seen.pods)
+        .into_iter()
+        .find(|trouble| trouble.component == RESTORE_COMPONENT)
+        .map(|trouble| trouble.message);
+    trouble
+        .or_else(|| last_words(&seen.pods, RESTORE_COMPONENT))
+        .or_else(|| match seen.restore {
+            Some(Migration::Failed(_)) => {
+                Some("the restore gave up; it is tried again shortly".to_owned())
+            }
+            _ => None,
+        })
 }
 
 #[cfg(test)]
@@ -106,6 +133,19 @@ mod tests {
         );
         // It was paused before it was put to sleep: what runs, runs.
         seen.paused = true;
+        assert_eq!(verdict(&seen).status, "True");
+    }
+
+    /// The cluster is empty until then, or half full.
+    #[test]
+    fn a_cluster_that_is_being_restored_is_not_available() {
+        let mut seen = settled();
+        seen.restore = Some(Migration::Running);
+        let reason = |seen: &Observation| (verdict(seen).status, verdict(seen).reason);
+        assert_eq!(reason(&seen), ("False", "Restoring".to_owned()));
+        seen.restore = Some(Migration::Failed(None));
+        assert_eq!(reason(&seen), ("False", "RestoreFailed".to_owned()));
+        seen.restore = Some(Migration::Succeeded);
         assert_eq!(verdict(&seen).status, "True");
     }
 

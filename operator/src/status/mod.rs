@@ -58,6 +58,8 @@ pub struct Observation {
     pub migration: Migration,
     /// When its Job was made.
     pub migration_began: Option<Time>,
+    /// How far the backup is that the cluster begins with; `None` without one, and once roles were started after it.
+    pub restore: Option<Migration>,
     /// The roles, in roll-out order.
     pub components: Vec<Component>,
     /// The pods, when something isn't ready.
@@ -78,6 +80,13 @@ impl Observation {
         self.missing_secrets
             .iter()
             .any(|secret| secret.needed_by.mounted)
+    }
+
+    /// Whether roles wait for a backup.
+    pub fn is_restoring(&self) -> bool {
+        self.restore
+            .as_ref()
+            .is_some_and(|restore| *restore != Migration::Succeeded)
     }
 
     /// Whether everything is as ordered and works, so that there is nothing to wait for.

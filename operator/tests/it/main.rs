@@ -6,6 +6,7 @@
 //! (`testbed/control-plane`); without it a test says `CARILLON-SKIPPED`. `CARILLON_TEST_LONG` makes them as thorough as
 //! they can be.
 
+mod backups;
 mod crash;
 mod drains;
 mod drift;

@@ -57,15 +57,22 @@ impl Plane {
             config,
             helm: helm.into(),
         };
-        DEFINED
-            .get_or_try_init(|| plane.define_chat_cluster())
-            .await?;
+        DEFINED.get_or_try_init(|| plane.define()).await?;
         Ok(Some(plane))
     }
 
-    async fn define_chat_cluster(&self) -> Result<()> {
+    async fn define(&self) -> Result<()> {
+        for definition in [
+            carillon_crds::chat_cluster_crd(),
+            carillon_crds::chat_backup_crd(),
+        ] {
+            self.define_one(definition).await?;
+        }
+        Ok(())
+    }
+
+    async fn define_one(&self, definition: CustomResourceDefinition) -> Result<()> {
         let api: Api<CustomResourceDefinition> = Api::all(self.admin.clone());
-        let definition = carillon_crds::chat_cluster_crd();
         let name = definition.metadata.name.clone().context("a name")?;
         api.patch(
             &name,

@@ -10,6 +10,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
+use crate::backups;
 use crate::plane::{Plane, RELEASE, eventually};
 use crate::proxy::Record;
 use crate::rotation::rotate;
@@ -20,6 +21,8 @@ type Right = (String, String, String);
 
 /// What the operator may do in its namespace, written out once more: a Role that grows must be changed here too.
 const ALLOWED: &[(&str, &str, &str)] = &[
+    ("carillon.chat", "chatbackups", "get list watch"),
+    ("carillon.chat", "chatbackups/status", "patch"),
     ("carillon.chat", "chatclusters", "get list watch"),
     ("carillon.chat", "chatclusters/status", "patch"),
     ("", "configmaps", "get list watch create patch delete"),
@@ -47,6 +50,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "get list watch create patch delete",
     ),
     ("batch", "jobs", "get list watch create patch delete"),
+    ("batch", "cronjobs", "get list watch create patch"),
     ("", "secrets", "get create update"),
     ("", "pods", "list"),
     ("events.k8s.io", "events", "create patch"),
@@ -276,6 +280,7 @@ async fn every_right_is_used() -> Result<()> {
     stage.settled(&operator).await?;
     stage.order(&second_order()).await?;
     stage.settled(&operator).await?;
+    backups::life(&stage).await?;
     let services = stage.objects("", "v1", "Service");
     for _ in 0..2 {
         services

@@ -536,6 +536,15 @@ async fn play_jobs(client: Client, namespace: String) {
     let mut stream = std::pin::pin!(stream);
     while let Some(event) = stream.next().await {
         let Ok(job) = event else { continue };
+        // Backups and restores are ended by who tests them.
+        let labels = job.labels();
+        if labels.contains_key(carillon_operator::build::BACKUP_LABEL)
+            || labels
+                .get(carillon_operator::build::COMPONENT_LABEL)
+                .is_some_and(|component| component == carillon_operator::build::RESTORE_COMPONENT)
+        {
+            continue;
+        }
         let has_ended = job
             .status
             .as_ref()

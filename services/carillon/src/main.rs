@@ -53,6 +53,8 @@ fn main() -> ExitCode {
             cli::Command::Up(options) => compose::up(options).await,
             cli::Command::Serve(options) => compose::serve(options).await,
             cli::Command::Migrate(options) => compose::migrate(options).await,
+            cli::Command::Backup(options) => compose::backup(options).await,
+            cli::Command::Restore(options) => compose::restore(options).await,
         }
     });
     // Blocking work of a library that never ends must not keep the process.

@@ -53,8 +53,7 @@ impl ControlPlane {
             _definition: lock,
         };
         plane.had_definition = plane.kubectl(&["get", "crd", CRD]).is_ok();
-        let file = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../charts/carillon-operator/crds/chatclusters.yaml");
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/carillon-operator/crds");
         let file = file.display().to_string();
         plane.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &file])?;
         plane.kubectl(&["wait", "--for=condition=Established", "crd", CRD])?;

@@ -231,6 +231,8 @@ pub struct RealOptions {
     pub clocks: bool,
     /// A directory with user and password for Redis.
     pub redis_secret: Option<PathBuf>,
+    /// A directory with backups: the newest is restored before any role starts.
+    pub restore: Option<PathBuf>,
 }
 
 impl RealCluster {
@@ -268,6 +270,9 @@ impl RealCluster {
                 migration.output()
             ),
         }
+        if let Some(place) = &options.restore {
+            cluster.restore(place)?;
+        }
         for role in ["auth", "presence", "media", "notification"] {
             let role = cluster.start_role(role, role, &base)?;
             cluster.others.push(role);
@@ -290,6 +295,24 @@ impl RealCluster {
         }
         cluster.config = Some(base);
         Ok(cluster)
+    }
+
+    /// Restores the newest backup of a directory.
+    fn restore(&self, place: &Path) -> Result<()> {
+        let directory = self.directory.path();
+        let (config, place) = (
+            directory.join("migrate.yaml").display().to_string(),
+            place.display().to_string(),
+        );
+        let arguments = ["restore", "--config", &config, "--from", &place].map(str::to_owned);
+        let mut restore = Process::start("restore", directory, &arguments)?;
+        match restore.wait(Duration::from_secs(120))? {
+            Some(0) => Ok(()),
+            status => bail!(
+                "carillon restore ended with {status:?}:\n{}",
+                restore.output()
+            ),
+        }
     }
 
     /// Starts one more message replica; it may not be ready yet.

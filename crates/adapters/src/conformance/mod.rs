@@ -4,6 +4,7 @@
 //! on a shared server, and they panic with what was promised when it isn't kept.
 
 pub mod accounts;
+pub mod archive;
 pub mod blobs;
 pub mod bus;
 pub mod ephemeral;

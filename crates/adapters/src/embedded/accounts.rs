@@ -13,7 +13,7 @@ use super::{
     tables::Table,
 };
 
-const ACCOUNT: u8 = b'a';
+pub(super) const ACCOUNT: u8 = b'a';
 const USERNAME: u8 = b'u';
 const EMAIL: u8 = b'e';
 const PHONE: u8 = b'p';

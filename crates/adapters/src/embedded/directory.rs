@@ -5,6 +5,7 @@
 //!   lock         held exclusively while a process has the store open
 //!   store/       the LSM store
 //!   store.new/   only while a store is being made
+//!   store.old/   only while one that a backup was being loaded into is thrown away
 //! ```
 
 use std::{
@@ -36,6 +37,22 @@ impl Directory {
     pub(super) fn reopen(&self) -> Result<(Database, Tables)> {
         journal::check(&self.store)?;
         open_store(&self.store, self.cache_bytes)
+    }
+
+    /// Throws the store away and makes an empty one in its place, after every handle of it was dropped.
+    pub(super) fn start_anew(self) -> Result<(Database, Tables, Self)> {
+        let path = self.store.parent().unwrap_or(&self.store).to_path_buf();
+        // Aside first: whatever interrupts this, there is never a part of a store in its place.
+        let aside = path.join("store.old");
+        let cannot = |cause| unusable(&path, "cannot be written", cause);
+        if aside.try_exists().map_err(cannot)? {
+            std::fs::remove_dir_all(&aside).map_err(cannot)?;
+        }
+        std::fs::rename(&self.store, &aside).map_err(cannot)?;
+        create(&path, &self.store, self.cache_bytes)?;
+        std::fs::remove_dir_all(&aside).map_err(cannot)?;
+        let (database, tables) = open_store(&self.store, self.cache_bytes)?;
+        Ok((database, tables, self))
     }
 }
 

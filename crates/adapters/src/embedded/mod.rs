@@ -6,6 +6,7 @@
 //! It does not replicate: a second process can't open the directory, and a lost disk is a lost store unless there is a backup.
 
 mod accounts;
+mod archive;
 mod bus;
 mod codec;
 mod directory;
@@ -31,14 +32,17 @@ use async_trait::async_trait;
 use carillon_domain::{
     Clock, Error, ErrorCode, Result,
     ports::{
-        AccountStore, Bus, Ephemeral, MediaIndex, PeopleStore, PresenceStore, Probe, PushQueue,
-        PushTargetStore, ReplicaRegistry, RoomLog, RoomStore, SessionStore,
+        AccountStore, Archive, Bus, Ephemeral, MediaIndex, PeopleStore, PresenceStore, Probe,
+        PushQueue, PushTargetStore, ReplicaRegistry, RoomLog, RoomStore, SessionStore,
     },
     time::SystemClock,
 };
 
+use directory::Directory;
 use engine::{Durability, Engine};
+use fjall::Database;
 pub use push_queue::MAX_TRIES;
+use tables::Tables;
 
 /// Every port that lives in the data directory. Cheap to clone; all clones are one store.
 #[derive(Clone)]
@@ -67,6 +71,8 @@ pub struct Stores {
     pub push_targets: Arc<dyn PushTargetStore>,
     /// What is known of uploads; their bytes are in a [`crate::object`] store.
     pub media_index: Arc<dyn MediaIndex>,
+    /// Saving and loading all of it.
+    pub archive: Arc<dyn Archive>,
     /// Whether the store still takes writes, as `embedded`.
     pub probe: Arc<dyn Probe>,
     engine: Arc<Engine>,
@@ -100,7 +106,31 @@ pub fn open(directory: &Path) -> Result<Stores> {
 
 /// [`open`] with options.
 pub fn open_with(directory: &Path, options: Options) -> Result<Stores> {
-    let (database, tables, directory) = directory::open(directory, options.cache_bytes)?;
+    let (database, tables, held) = directory::open(directory, options.cache_bytes)?;
+    archive::check_loaded(&tables, directory)?;
+    start(database, tables, held, options)
+}
+
+/// Opens the store in a directory to load a backup into it. What an earlier attempt left unfinished there is thrown away.
+pub fn open_to_load(directory: &Path, options: Options) -> Result<Stores> {
+    let opened = directory::open(directory, options.cache_bytes)?;
+    let (database, tables, held) = match archive::check_loaded(&opened.1, directory) {
+        Ok(()) => opened,
+        Err(_) => {
+            let (database, tables, held) = opened;
+            drop((tables, database));
+            held.start_anew()?
+        }
+    };
+    start(database, tables, held, options)
+}
+
+fn start(
+    database: Database,
+    tables: Tables,
+    directory: Directory,
+    options: Options,
+) -> Result<Stores> {
     let has_sent_ranges = format::has_sent_ranges(&tables).map_err(engine::failed)?;
     let engine = Engine::start(database, tables, directory, options.clock)?;
     Ok(Stores {
@@ -119,6 +149,7 @@ pub fn open_with(directory: &Path, options: Options) -> Result<Stores> {
         push_queue: Arc::new(push_queue::LocalPushQueue::new(engine.clone())),
         push_targets: Arc::new(entries::PushTargets(engine.clone())),
         media_index: Arc::new(entries::MediaEntries(engine.clone())),
+        archive: Arc::new(archive::Whole(engine.clone())),
         probe: Arc::new(EngineProbe(engine.clone())),
         engine,
     })

@@ -48,9 +48,9 @@ struct Encoded {
 }
 
 #[derive(Clone, Copy, Default)]
-struct Head {
-    sequence: Sequence,
-    messages: u64,
+pub(super) struct Head {
+    pub(super) sequence: Sequence,
+    pub(super) messages: u64,
 }
 
 #[async_trait]
@@ -72,23 +72,7 @@ impl RoomLog for Logs {
         if read_epoch(row.as_deref())? != epoch {
             return Err(superseded());
         }
-        let head = read_head(view.get(Table::Heads, room.0.as_bytes())?.as_deref())?;
-        let last = view.get(Table::Events, event_key(room, head.sequence, head.sequence))?;
-        let deleted = match last {
-            Some(row) => matches!(
-                read_event(room, head.sequence, &row)?.body,
-                EventBody::RoomDeleted
-            ),
-            None => false,
-        };
-        Ok(OpenRoom {
-            room,
-            head: head.sequence,
-            messages: head.messages,
-            deleted,
-            floor: read_floor(view.get(Table::RoomIndex, floor_key(room))?.as_deref())?.0,
-            fences: Vec::new(),
-        })
+        end_of(&view, room)
     }
 
     async fn check(&self, partition: Partition, epoch: Epoch) -> Result<()> {
@@ -276,6 +260,27 @@ impl RoomLog for Logs {
     }
 }
 
+/// A room's log as it is now.
+pub(super) fn end_of(view: &View<'_>, room: RoomId) -> Result<OpenRoom> {
+    let head = read_head(view.get(Table::Heads, room.0.as_bytes())?.as_deref())?;
+    let last = view.get(Table::Events, event_key(room, head.sequence, head.sequence))?;
+    let deleted = match last {
+        Some(row) => matches!(
+            read_event(room, head.sequence, &row)?.body,
+            EventBody::RoomDeleted
+        ),
+        None => false,
+    };
+    Ok(OpenRoom {
+        room,
+        head: head.sequence,
+        messages: head.messages,
+        deleted,
+        floor: read_floor(view.get(Table::RoomIndex, floor_key(room))?.as_deref())?.0,
+        fences: Vec::new(),
+    })
+}
+
 /// Rows that go as a whole, and keys of sends with the place that they lose.
 type Purged = (Vec<(Table, Slice)>, Vec<(Vec<u8>, [u8; PLACE_BYTES])>);
 
@@ -437,7 +442,7 @@ fn check_body(transaction: &Transaction<'_>, event: &RoomEvent) -> Result<()> {
 }
 
 /// Writes what is derived from an event.
-fn project(transaction: &mut Transaction<'_>, event: &RoomEvent) -> Result<()> {
+pub(super) fn project(transaction: &mut Transaction<'_>, event: &RoomEvent) -> Result<()> {
     let place = place(event.room, event.sequence);
     match &event.body {
         EventBody::Message {
@@ -528,7 +533,7 @@ fn remove_member(transaction: &mut Transaction<'_>, room: RoomId, user: UserId) 
     rooms::drop_receipt(transaction, user, room)
 }
 
-fn floor_key(room: RoomId) -> Vec<u8> {
+pub(super) fn floor_key(room: RoomId) -> Vec<u8> {
     tagged(b'f', room.0.as_bytes())
 }
 
@@ -543,7 +548,7 @@ fn read_epoch(row: Option<&[u8]>) -> Result<Epoch> {
     })
 }
 
-fn read_head(row: Option<&[u8]>) -> Result<Head> {
+pub(super) fn read_head(row: Option<&[u8]>) -> Result<Head> {
     row.map_or(Ok(Head::default()), |row| {
         read_numbers(row).map(|[sequence, messages]| Head {
             sequence: Sequence(sequence),

@@ -21,18 +21,18 @@ use super::{
     tables::Table,
 };
 
-const ROOM: u8 = b'r';
-const LISTED: u8 = b'l';
-const DIRECT: u8 = b'd';
+pub(super) const ROOM: u8 = b'r';
+pub(super) const LISTED: u8 = b'l';
+pub(super) const DIRECT: u8 = b'd';
 
 /// Kinds of rows of [`Table::Marks`], at the end of the key.
 const READ: u8 = b'r';
-const DELIVERED: u8 = b'd';
+pub(super) const DELIVERED: u8 = b'd';
 
 /// Kinds of rows of [`Table::RoomIndex`], at the beginning of the key.
 const RESTRICTIONS: u8 = b'r';
 const INVITES: u8 = b'i';
-const RETAINED: u8 = b'k';
+pub(super) const RETAINED: u8 = b'k';
 const DELETED: u8 = b'd';
 const MENTIONS: u8 = b'm';
 /// In the place of a person: everybody.
@@ -417,7 +417,7 @@ fn places(view: &View<'_>, prefix: &[u8], after: Sequence, limit: usize) -> Resu
         .collect()
 }
 
-fn mark_key(room: RoomId, user: UserId, kind: u8) -> Vec<u8> {
+pub(super) fn mark_key(room: RoomId, user: UserId, kind: u8) -> Vec<u8> {
     let mut key = pair(room.0, user.0).to_vec();
     key.push(kind);
     key

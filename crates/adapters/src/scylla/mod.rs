@@ -7,6 +7,7 @@
 //! It holds no cache, and it does not order anything: sequence numbers come from the owner of a partition.
 
 mod accounts;
+mod archive;
 mod database;
 mod media;
 mod migrations;
@@ -20,7 +21,9 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use carillon_domain::{
     Error, ErrorCode, Result,
-    ports::{AccountStore, MediaIndex, PeopleStore, Probe, PushTargetStore, RoomLog, RoomStore},
+    ports::{
+        AccountStore, Archive, MediaIndex, PeopleStore, Probe, PushTargetStore, RoomLog, RoomStore,
+    },
 };
 use scylla::{
     authentication::{AuthenticatorProvider, AuthenticatorSession, PlainTextAuthenticator},
@@ -100,28 +103,46 @@ pub struct Stores {
     pub push_targets: Arc<dyn PushTargetStore>,
     /// What is known of uploads.
     pub media_index: Arc<dyn MediaIndex>,
+    /// Saving and loading all of it.
+    pub archive: Arc<dyn Archive>,
     /// Whether the database works.
     pub probe: Arc<dyn Probe>,
 }
 
 /// Opens the stores. `Unavailable` naming the contact points when none answers; `FailedPrecondition` when the schema is not the
-/// one that this release needs (see [`migrate`]).
+/// one that this release needs (see [`migrate`]), and while a backup is being loaded.
 pub async fn connect(options: &ScyllaOptions) -> Result<Stores> {
+    connect_to(options, false).await
+}
+
+/// The same to load a backup.
+pub async fn connect_to_load(options: &ScyllaOptions) -> Result<Stores> {
+    connect_to(options, true).await
+}
+
+async fn connect_to(options: &ScyllaOptions, load: bool) -> Result<Stores> {
     migrations::check_keyspace_name(&options.keyspace)?;
     let session = open_session(options).await?;
     check_schema(&session, &options.keyspace).await?;
+    if !load {
+        archive::check_loaded(&session, &options.keyspace).await?;
+    }
     session
         .use_keyspace(options.keyspace.as_str(), false)
         .await
         .map_err(|cause| Error::unavailable("scylla", cause))?;
     let database = Database::new(session);
+    let rooms = Arc::new(rooms::Rooms::new(&database).await?);
+    let log = room_log::Log::new(&database).await?;
+    let whole = archive::Whole::new(&database, rooms.clone(), log.clone()).await?;
     Ok(Stores {
         accounts: Arc::new(accounts::Accounts::new(&database).await?),
         people: Arc::new(people::People::new(&database).await?),
-        rooms: Arc::new(rooms::Rooms::new(&database).await?),
-        log: Arc::new(room_log::Log::new(&database).await?),
+        rooms,
+        log: Arc::new(log),
         push_targets: Arc::new(push_targets::PushTargets::new(&database).await?),
         media_index: Arc::new(media::Media::new(&database).await?),
+        archive: Arc::new(whole),
         probe: Arc::new(ScyllaProbe::new(&database).await?),
     })
 }

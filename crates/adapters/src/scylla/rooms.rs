@@ -24,8 +24,9 @@ pub(super) const UNLIST: &str =
     "DELETE FROM public_rooms USING TIMESTAMP 2 WHERE shard = ? AND room = ?";
 /// The sequence is the write's timestamp, so that the largest mark wins without a conditional write.
 pub(super) const MARK_READ: &str = "INSERT INTO read_states (user, room, seq, messages, time) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?";
-const RECEIPT_READ: &str =
+pub(super) const RECEIPT_READ: &str =
     "INSERT INTO receipts (room, user, read, read_at) VALUES (?, ?, ?, ?) USING TIMESTAMP ?";
+pub(super) const RECEIPT_DELIVERED: &str = "INSERT INTO receipts (room, user, delivered, delivered_at) VALUES (?, ?, ?, ?) USING TIMESTAMP ?";
 /// In the place of a person whom a message calls: everybody.
 pub(super) const EVERYBODY: Uuid = Uuid::nil();
 /// Rows of people with or without a restriction per read: invitations are rows too.
@@ -184,9 +185,7 @@ impl Rooms {
                 .prepare("DELETE FROM invites WHERE user = ? AND room = ?")
                 .await?,
             marks: Marks::new(database).await?,
-            mark_delivered: database
-                .prepare("INSERT INTO receipts (room, user, delivered, delivered_at) VALUES (?, ?, ?, ?) USING TIMESTAMP ?")
-                .await?,
+            mark_delivered: database.prepare(RECEIPT_DELIVERED).await?,
             receipt: database
                 .prepare("SELECT user, delivered, delivered_at, read, read_at FROM receipts WHERE room = ? AND user = ?")
                 .await?,

@@ -23,9 +23,9 @@ use super::{PATIENCE, guarded, proxy::Proxy, server, unique};
 const VARIABLE: &str = "CARILLON_TEST_SCYLLA";
 
 /// One change of the schema at a time: servers take several badly.
-static SCHEMA: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+pub(super) static SCHEMA: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-fn options(test: &str) -> Option<ScyllaOptions> {
+pub(super) fn options(test: &str) -> Option<ScyllaOptions> {
     let contact_points = server(test, VARIABLE)?;
     let contact_points: Vec<String> = contact_points.split(',').map(str::to_owned).collect();
     Some(ScyllaOptions {
@@ -38,7 +38,7 @@ fn options(test: &str) -> Option<ScyllaOptions> {
     })
 }
 
-async fn drop_keyspace(options: &ScyllaOptions) {
+pub(super) async fn drop_keyspace(options: &ScyllaOptions) {
     let _one = SCHEMA.lock().await;
     let session = open_session(options).await.unwrap();
     let mut drop = Statement::new(format!("DROP KEYSPACE IF EXISTS {}", options.keyspace));

@@ -5,6 +5,7 @@
 //! is then unknown), `Internal` when it answered something impossible.
 
 mod accounts;
+mod archive;
 mod blobs;
 mod bus;
 mod ephemeral;
@@ -19,6 +20,7 @@ mod rooms;
 mod sessions;
 
 pub use accounts::AccountStore;
+pub use archive::{Archive, BackupStore, Bounds};
 pub use blobs::{BlobStore, MediaIndex};
 pub use bus::{Bus, BusItem, Subscriptions};
 pub use ephemeral::Ephemeral;

@@ -3,15 +3,20 @@
 //! [`roles`] has one function per role, used by both ways of running: [`up`](fn@up) (everything local, embedded stores) and
 //! [`serve`](fn@serve) (some roles, real stores, the other roles over gRPC).
 
+mod backup;
+mod backup_socket;
 mod late;
 mod migrate;
 mod reload;
+mod restore;
 mod roles;
 mod serve;
 mod stores;
 mod up;
 
+pub use backup::backup;
 pub use migrate::migrate;
+pub use restore::restore;
 pub use serve::serve;
 pub use up::up;
 

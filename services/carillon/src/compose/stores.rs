@@ -48,11 +48,14 @@ pub struct EmbeddedStores {
     pub fast: FastStore,
     pub queue: Arc<dyn PushQueue>,
     pub probe: Arc<dyn Probe>,
+    /// What a backup reads.
+    pub source: carillon_backup::Source,
 }
 
 /// Opens the embedded stores.
 pub fn open_embedded(directory: &Path) -> Result<EmbeddedStores, Failure> {
     let stores = embedded::open(directory)?;
+    let source = super::backup::of_embedded(&stores);
     let wide = WideStore {
         accounts: stores.accounts,
         people: stores.people,
@@ -74,6 +77,7 @@ pub fn open_embedded(directory: &Path) -> Result<EmbeddedStores, Failure> {
         fast,
         queue: stores.push_queue,
         probe: stores.probe,
+        source,
     })
 }
 

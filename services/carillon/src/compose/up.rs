@@ -53,6 +53,7 @@ pub async fn up(options: Up) -> Result<(), Failure> {
         fast,
         queue,
         probe,
+        source,
     } = stores::open_embedded(&data_dir)?;
     keys::ensure(&config.keys)?;
     let blobs = stores::open_blobs(&config.media.blob)?;
@@ -127,6 +128,10 @@ pub async fn up(options: Up) -> Result<(), Failure> {
     tasks.spawn(
         "the admin server",
         carillon_runtime::admin::serve(admin, readiness, stop.clone()),
+    );
+    tasks.spawn(
+        "backups",
+        super::backup_socket::serve(data_dir.clone(), source, stop.clone()),
     );
     let sweeping = stop.clone();
     tasks.spawn("presence", async move { presence.run(sweeping).await });

@@ -60,6 +60,18 @@ impl Inner {
         Ok(())
     }
 
+    /// The event at its own place alone.
+    pub(super) fn write_own_row<'a>(
+        &'a self,
+        event: &'a RoomEvent,
+        epoch: Epoch,
+        writes: &mut Vec<BoxFuture<'a, Result<()>>>,
+    ) -> Result<()> {
+        let body = serde_json::to_string(&event.body).map_err(Error::internal)?;
+        writes.push(self.write_row(event, event.sequence, epoch, body));
+        Ok(())
+    }
+
     fn write_row<'a>(
         &'a self,
         event: &'a RoomEvent,

@@ -37,6 +37,8 @@ struct Note {
 pub(super) type Wrote = HashMap<UserId, ReadMark>;
 
 pub(super) struct Heads {
+    database: Database,
+    put_head: PreparedStatement,
     notes: Arc<Mutex<HashMap<RoomId, Note>>>,
     /// Holds one word: that there are notes.
     wake: mpsc::Sender<()>,
@@ -48,13 +50,26 @@ impl Heads {
         let notes = Arc::default();
         let (wake, woken) = mpsc::channel(1);
         let writer = Writer {
-            database,
-            put_head,
+            database: database.clone(),
+            put_head: put_head.clone(),
             marks,
             notes: Arc::clone(&notes),
         };
         tokio::spawn(writer.run(woken));
-        Self { notes, wake }
+        Self {
+            database,
+            put_head,
+            notes,
+            wake,
+        }
+    }
+
+    /// Notes a head at once. As with [`Self::note`]: everything up to it must be there.
+    pub(super) async fn put(&self, room: RoomId, head: Sequence) -> Result<()> {
+        let head = signed(head.0);
+        self.database
+            .write("write_head", &self.put_head, (room.0, head, head))
+            .await
     }
 
     /// Everything of the room up to here is acknowledged, indexed and projected; these people wrote in it. Answers `wrote` again

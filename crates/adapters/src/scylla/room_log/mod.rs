@@ -23,6 +23,7 @@
 mod append;
 mod fences;
 mod heads;
+mod load;
 mod open;
 mod projections;
 mod purge;

@@ -25,11 +25,11 @@ const FENCES_PER_BATCH: usize = 100;
 
 /// The end of a room's log.
 #[derive(Default)]
-struct Tail {
-    head: Sequence,
-    messages: u64,
+pub(super) struct Tail {
+    pub(super) head: Sequence,
+    pub(super) messages: u64,
     /// Of every edit and delete among the last events, and of the events themselves: the events, ascending.
-    rows: VecDeque<Row>,
+    pub(super) rows: VecDeque<Row>,
     /// The last own message of everybody who wrote after the noted head: that they have read it may not be written yet.
     wrote: Wrote,
 }
@@ -94,7 +94,7 @@ impl Inner {
         })
     }
 
-    async fn fences(&self, room: RoomId) -> Result<Vec<Fence>> {
+    pub(super) async fn fences(&self, room: RoomId) -> Result<Vec<Fence>> {
         let rows: Vec<(i64, i64)> = self
             .database
             .rows("read_fences", &self.statements.fences, (room.0,))
@@ -111,7 +111,7 @@ impl Inner {
 
     /// [`Self::tail`] from a noted head that nobody has gone past meanwhile: the owner before may remove what is before the head that
     /// it notes while this is being read, and the end of the log would be missed.
-    async fn whole_tail(
+    pub(super) async fn whole_tail(
         &self,
         room: RoomId,
         mut noted: Sequence,
