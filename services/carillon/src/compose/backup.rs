@@ -225,7 +225,7 @@ pub fn media(
         );
         return Ok(None);
     }
-    stores::open_blobs(&config.media.blob).map(Some)
+    Ok(Some(stores::open_blobs(&config.media.blob)?))
 }
 
 /// Where backups are kept: `s3://bucket/prefix`, or a directory.
