@@ -17,6 +17,7 @@ mod process;
 mod proxy;
 mod quiet;
 mod rights;
+mod scale;
 mod sleep;
 mod stage;
 mod upgrade;
