@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use carillon_crds::ChatCluster;
+use carillon_crds::{ChatCluster, ChatClusterSpec};
 use futures::{Stream, StreamExt, future};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -209,6 +209,11 @@ fn clusters(
     .modify(|cluster| {
         cluster.managed_fields_mut().clear();
         cluster.annotations_mut().clear();
+        // A pass reads the object as it is then: here only its name, its generation and whether it can be read count.
+        if let Ok(cluster) = &mut cluster.0 {
+            cluster.spec = ChatClusterSpec::default();
+            cluster.status = None;
+        }
     })
     .reflect(writer)
     .applied_objects()
