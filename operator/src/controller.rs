@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use carillon_crds::{ChatBackup, ChatCluster};
+use carillon_crds::{ChatBackup, ChatCluster, ChatClusterSpec};
 use futures::{Stream, StreamExt, future};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -270,6 +270,11 @@ fn clusters(
         cluster
             .annotations_mut()
             .retain(|key, _| key.starts_with(crate::credentials::ROTATE));
+        // A pass reads the object as it is then: here only its name, its generation and whether it can be read count.
+        if let Ok(cluster) = &mut cluster.0 {
+            cluster.spec = ChatClusterSpec::default();
+            cluster.status = None;
+        }
     })
     .reflect(writer)
     .applied_objects()

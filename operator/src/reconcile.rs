@@ -36,6 +36,9 @@ use crate::validate::{Order, order, order_of_release};
 /// Between two looks at a cluster on which nothing is to be done: changes are heard by watching, but a key that was
 /// deleted is not.
 const SETTLED_INTERVAL: Duration = Duration::from_secs(60);
+/// The share of [`SETTLED_INTERVAL`] that each cluster has at least: of many, each is looked at less often, so that they ask the
+/// API server no more than a few hundred do.
+const SETTLED_SHARE: Duration = Duration::from_millis(250);
 /// Between two looks at a cluster that isn't as ordered: the reasons why a pod doesn't start are not watched.
 const UNSETTLED_INTERVAL: Duration = Duration::from_secs(5);
 /// After a failed reconcile.
@@ -118,10 +121,15 @@ async fn reconcile_current(
     match failure {
         Some(error) => Err(error),
         None if (seen.is_settled() && !seen.rotating) || seen.paused => {
-            Ok(Action::requeue(SETTLED_INTERVAL))
+            Ok(Action::requeue(settled_interval(context.prober.clusters())))
         }
         None => Ok(Action::requeue(UNSETTLED_INTERVAL)),
     }
+}
+
+fn settled_interval(clusters: usize) -> Duration {
+    let share = SETTLED_SHARE.saturating_mul(u32::try_from(clusters).unwrap_or(u32::MAX));
+    share.max(SETTLED_INTERVAL)
 }
 
 /// Everything but the report: what was seen, what was changed, and what went wrong on the way.
@@ -843,6 +851,13 @@ mod tests {
                 }],
             }),
         )
+    }
+
+    #[test]
+    fn many_clusters_are_looked_at_less_often_each() {
+        assert_eq!(settled_interval(1), SETTLED_INTERVAL);
+        assert_eq!(settled_interval(200), SETTLED_INTERVAL);
+        assert_eq!(settled_interval(1000), Duration::from_secs(250));
     }
 
     #[test]

@@ -149,6 +149,11 @@ impl Prober {
         verdict
     }
 
+    /// How many clusters serve, as far as is known.
+    pub fn clusters(&self) -> usize {
+        self.lock().len()
+    }
+
     /// What was last known of a cluster.
     pub fn known(&self, uid: &str) -> Probe {
         self.remembered(uid)

@@ -19,6 +19,7 @@ mod proxy;
 mod quiet;
 mod rights;
 mod rotation;
+mod scale;
 mod sleep;
 mod stage;
 mod upgrade;

@@ -86,7 +86,10 @@ impl Replica {
             .create(true)
             .append(true)
             .open(self.folder.path().join("log"))?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_carillon-operator"));
+        // Another build of it, for figures.
+        let program = std::env::var_os("CARILLON_TEST_OPERATOR")
+            .unwrap_or_else(|| env!("CARGO_BIN_EXE_carillon-operator").into());
+        let mut command = Command::new(program);
         command
             .arg("run")
             .env("KUBECONFIG", self.folder.path().join("kubeconfig"))
@@ -150,19 +153,19 @@ impl Replica {
         Ok(())
     }
 
-    /// Memory that the process holds now (RSS), bytes.
-    pub fn memory(&self) -> Result<u64> {
+    /// Memory of the process, bytes: what it holds, and all of it with the program's own pages (RSS).
+    pub fn memory(&self) -> Result<(u64, u64)> {
         let id = {
             let child = self.child.lock().unwrap();
             child.as_ref().context("no process")?.id()
         };
         let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .context("VmRSS")?;
-        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
-        Ok(kibibytes * 1024)
+        let bytes = |field: &str| -> Result<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(field));
+            let kibibytes = line.context("a line")?.trim().trim_end_matches(" kB");
+            Ok(kibibytes.parse::<u64>()? * 1024)
+        };
+        Ok((bytes("RssAnon:")?, bytes("VmRSS:")?))
     }
 
     /// What the process said, all its lives.

@@ -434,6 +434,9 @@ pub fn differences(
     ))
 }
 
+/// Deployments that are played at once.
+const PLAYED_AT_ONCE: usize = 8;
+
 /// Whether the image of a role is made not to work: `broken-media` for media.
 fn is_broken(deployment: &Deployment) -> bool {
     let pod = deployment.spec.template.spec.as_ref();
@@ -452,48 +455,60 @@ async fn play_deployments(
 ) {
     let api: Api<Deployment> = Api::namespaced(client.clone(), &namespace);
     let stream = watcher(api.clone(), watcher::Config::default()).applied_objects();
-    let mut stream = std::pin::pin!(stream);
-    while let Some(event) = stream.next().await {
-        let Ok(deployment) = event else { continue };
-        let name = deployment.name_any();
-        raise_to_least(&client, &namespace, &name).await;
-        let is_slow = slow
-            .lock()
-            .unwrap()
-            .is_some_and(|role| name == format!("{NAME}-{role}"));
-        if is_slow {
-            continue;
-        }
-        let replicas = deployment.spec.replicas.unwrap_or(1);
-        let is_broken = is_broken(&deployment);
-        let gave_up = json!([{
-            "type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded",
-        }]);
-        // A broken one has a new pod beside the old ones.
-        let status = json!({
-            "observedGeneration": deployment.metadata.generation,
-            "replicas": replicas + i32::from(is_broken),
-            "updatedReplicas": if is_broken { 1 } else { replicas },
-            "readyReplicas": replicas,
-            "availableReplicas": replicas,
-            "conditions": if is_broken { gave_up } else { Value::Null },
+    stream
+        .for_each_concurrent(PLAYED_AT_ONCE, |event| async {
+            if let Ok(deployment) = event {
+                play_deployment(&client, &api, &slow, deployment).await;
+            }
+        })
+        .await;
+}
+
+async fn play_deployment(
+    client: &Client,
+    api: &Api<Deployment>,
+    slow: &Mutex<Option<&'static str>>,
+    deployment: Deployment,
+) {
+    let name = deployment.name_any();
+    let namespace = deployment.namespace().unwrap_or_default();
+    raise_to_least(client, &namespace, &name).await;
+    let is_slow = slow
+        .lock()
+        .unwrap()
+        .is_some_and(|role| name == format!("{NAME}-{role}"));
+    if is_slow {
+        return;
+    }
+    let replicas = deployment.spec.replicas.unwrap_or(1);
+    let is_broken = is_broken(&deployment);
+    let gave_up = json!([{
+        "type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded",
+    }]);
+    // A broken one has a new pod beside the old ones.
+    let status = json!({
+        "observedGeneration": deployment.metadata.generation,
+        "replicas": replicas + i32::from(is_broken),
+        "updatedReplicas": if is_broken { 1 } else { replicas },
+        "readyReplicas": replicas,
+        "availableReplicas": replicas,
+        "conditions": if is_broken { gave_up } else { Value::Null },
+    });
+    let current = serde_json::to_value(&deployment.status).unwrap_or_default();
+    let is_so = status
+        .as_object()
+        .expect("a map")
+        .iter()
+        .all(|(key, value)| match key.as_str() {
+            "conditions" => current.get(key).is_some() == value.is_array(),
+            _ => current.get(key).unwrap_or(&json!(0)) == value,
         });
-        let current = serde_json::to_value(&deployment.status).unwrap_or_default();
-        let is_so = status
-            .as_object()
-            .expect("a map")
-            .iter()
-            .all(|(key, value)| match key.as_str() {
-                "conditions" => current.get(key).is_some() == value.is_array(),
-                _ => current.get(key).unwrap_or(&json!(0)) == value,
-            });
-        if !is_so {
-            let patch = Patch::Merge(json!({ "status": status }));
-            // It may be gone by now; whatever else went wrong shows as a cluster that doesn't settle.
-            let _ = api
-                .patch_status(&name, &PatchParams::default(), &patch)
-                .await;
-        }
+    if !is_so {
+        let patch = Patch::Merge(json!({ "status": status }));
+        // It may be gone by now; whatever else went wrong shows as a cluster that doesn't settle.
+        let _ = api
+            .patch_status(&name, &PatchParams::default(), &patch)
+            .await;
     }
 }
 
