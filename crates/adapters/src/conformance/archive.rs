@@ -402,7 +402,9 @@ async fn log_of(ports: &Ports, room: RoomId, note: &mut impl FnMut(String, Strin
         let events = ports.log.events(room, &open.fences, from, to).await;
         let messages = ports.log.messages(room, &open.fences, from, to).await;
         for event in events.unwrap() {
-            if let EventBody::Message { id, draft, .. } = &event.body {
+            // Some of many: each is two reads.
+            let looked_for = event.sequence.0 % 20 == 0 || event.sequence >= head;
+            if let (EventBody::Message { id, draft, .. }, true) = (&event.body, looked_for) {
                 let place = Some((room, event.sequence));
                 let found = ports.log.find_message(*id).await.unwrap();
                 assert_eq!(found, place, "a message isn't found by its id");
