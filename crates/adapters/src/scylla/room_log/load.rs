@@ -242,7 +242,7 @@ impl Inner {
                         (room.0, user.0),
                     )
                     .await?;
-                if !stored.is_some_and(|(_, joined_at)| Timestamp(joined_at.0) == event.time) {
+                if stored.is_none_or(|(_, joined_at)| Timestamp(joined_at.0) != event.time) {
                     return Ok(());
                 }
                 let mark = ReadMark {
