@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
     status = "ChatBackupStatus",
     shortname = "cbk",
     category = "carillon",
+    doc = "A backup of a ChatCluster into a bucket, once or one after the other by a schedule.",
     crates(kube_core = "::kube_core"),
     printcolumn(name = "Cluster", type_ = "string", json_path = ".spec.cluster"),
     printcolumn(name = "Schedule", type_ = "string", json_path = ".spec.schedule"),

@@ -13,7 +13,7 @@ use crate::stage::{NAME, Stage, first_order};
 
 const PLACE: &str =
     "{s3: {bucket: backups, endpoint: 'https://s3.example.com', secretName: backups}}";
-const BACKUP: &str = "20260101t030000z-0a0b0c0d";
+const BACKUP: &str = "20260101t030000000z-0a0b0c0d";
 
 fn api(stage: &Stage) -> Api<ChatBackup> {
     Api::namespaced(stage.plane.admin.clone(), &stage.namespace)

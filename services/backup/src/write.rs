@@ -223,11 +223,12 @@ pub(crate) fn media_path(backup: &str, id: MediaId) -> String {
     format!("{backup}/media/{id}")
 }
 
-/// The name of a backup that begins now.
+/// The name of a backup that begins now: names sort by time, to the millisecond, since two may begin within one second.
 fn name(began: Timestamp) -> Result<String> {
     let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(began.0) * 1_000_000)
         .map_err(Error::internal)?;
-    let form = format_description!("[year][month][day]T[hour][minute][second]Z");
+    let form =
+        format_description!("[year][month][day]T[hour][minute][second][subsecond digits:3]Z");
     let time = time.format(form).map_err(Error::internal)?;
     let random = Uuid::new_v4().simple().to_string();
     Ok(format!("{time}-{}", &random[..8]).to_lowercase())

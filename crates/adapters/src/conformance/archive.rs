@@ -292,6 +292,22 @@ pub async fn fill(ports: &Ports) -> Filled {
         created_at: Timestamp(1_700_000_000_000),
     };
     ports.media.put(&media).await.unwrap();
+    // Marks of senders may be written behind, and where retention removed what they sent, nothing else tells of them.
+    let written = async {
+        while ports
+            .rooms
+            .receipts(forgetful.id, None, 100)
+            .await
+            .unwrap()
+            .len()
+            < 2
+        {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), written)
+        .await
+        .expect("the marks of senders are written");
     Filled {
         users,
         rooms,
@@ -402,7 +418,9 @@ async fn log_of(ports: &Ports, room: RoomId, note: &mut impl FnMut(String, Strin
         let events = ports.log.events(room, &open.fences, from, to).await;
         let messages = ports.log.messages(room, &open.fences, from, to).await;
         for event in events.unwrap() {
-            if let EventBody::Message { id, draft, .. } = &event.body {
+            // Some of many: each is two reads.
+            let looked_for = event.sequence.0 % 20 == 0 || event.sequence >= head;
+            if let (EventBody::Message { id, draft, .. }, true) = (&event.body, looked_for) {
                 let place = Some((room, event.sequence));
                 let found = ports.log.find_message(*id).await.unwrap();
                 assert_eq!(found, place, "a message isn't found by its id");
