@@ -17,6 +17,7 @@ pub mod ports;
 pub mod presence;
 pub mod push;
 pub mod room;
+pub mod security;
 pub mod services;
 pub mod signal;
 pub mod time;

@@ -17,4 +17,5 @@ pub mod push_targets;
 pub mod registry;
 pub mod room_log;
 pub mod rooms;
+pub mod security;
 pub mod sessions;

@@ -22,6 +22,7 @@ mod push_queue;
 mod registry;
 mod room_log;
 mod rooms;
+mod security;
 mod sessions;
 mod tables;
 
@@ -32,7 +33,7 @@ use carillon_domain::{
     Clock, Error, ErrorCode, Result,
     ports::{
         AccountStore, Bus, Ephemeral, MediaIndex, PeopleStore, PresenceStore, Probe, PushQueue,
-        PushTargetStore, ReplicaRegistry, RoomLog, RoomStore, SessionStore,
+        PushTargetStore, ReplicaRegistry, RoomLog, RoomStore, SecurityLog, SessionStore,
     },
     time::SystemClock,
 };
@@ -45,6 +46,8 @@ pub use push_queue::MAX_TRIES;
 pub struct Stores {
     /// Accounts.
     pub accounts: Arc<dyn AccountStore>,
+    /// What happened to accounts.
+    pub security: Arc<dyn SecurityLog>,
     /// Sessions of devices, revoked tokens.
     pub sessions: Arc<dyn SessionStore>,
     /// Codes, tickets, counters, claims.
@@ -105,6 +108,7 @@ pub fn open_with(directory: &Path, options: Options) -> Result<Stores> {
     let engine = Engine::start(database, tables, directory, options.clock)?;
     Ok(Stores {
         accounts: Arc::new(accounts::Accounts(engine.clone())),
+        security: Arc::new(security::Security(engine.clone())),
         sessions: Arc::new(sessions::Sessions(engine.clone())),
         ephemeral: Arc::new(ephemeral::EphemeralValues(engine.clone())),
         people: Arc::new(people::People(engine.clone())),

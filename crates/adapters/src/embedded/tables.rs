@@ -8,7 +8,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions};
 pub(super) enum Table {
     /// Format, epochs of partitions, counters.
     Meta,
-    /// `a` user → account; `u` name, `e` address, `p` number → user.
+    /// `a` user → account; `u` name, `e` address, `p` number → user; `h` trail, user, id (newest first) → end, security event.
     Accounts,
     /// User, device → end, session.
     Sessions,

@@ -14,13 +14,17 @@ mod people;
 mod push_targets;
 mod room_log;
 mod rooms;
+mod security;
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use carillon_domain::{
     Error, ErrorCode, Result,
-    ports::{AccountStore, MediaIndex, PeopleStore, Probe, PushTargetStore, RoomLog, RoomStore},
+    ports::{
+        AccountStore, MediaIndex, PeopleStore, Probe, PushTargetStore, RoomLog, RoomStore,
+        SecurityLog,
+    },
 };
 use scylla::{
     client::{
@@ -72,6 +76,8 @@ impl std::fmt::Debug for ScyllaOptions {
 pub struct Stores {
     /// Accounts.
     pub accounts: Arc<dyn AccountStore>,
+    /// What happened to accounts.
+    pub security: Arc<dyn SecurityLog>,
     /// Contacts and blocks.
     pub people: Arc<dyn PeopleStore>,
     /// Rooms, members, read marks.
@@ -99,6 +105,7 @@ pub async fn connect(options: &ScyllaOptions) -> Result<Stores> {
     let database = Database::new(session);
     Ok(Stores {
         accounts: Arc::new(accounts::Accounts::new(&database).await?),
+        security: Arc::new(security::Security::new(&database).await?),
         people: Arc::new(people::People::new(&database).await?),
         rooms: Arc::new(rooms::Rooms::new(&database).await?),
         log: Arc::new(room_log::Log::new(&database).await?),

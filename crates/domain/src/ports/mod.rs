@@ -16,6 +16,7 @@ mod people;
 mod presence;
 mod room_log;
 mod rooms;
+mod security;
 mod sessions;
 
 pub use accounts::AccountStore;
@@ -30,4 +31,5 @@ pub use people::PeopleStore;
 pub use presence::PresenceStore;
 pub use room_log::{Epoch, Fence, Floor, OpenRoom, RoomLog};
 pub use rooms::{Reached, ReadMark, Receipt, Restricted, RoomStore};
+pub use security::SecurityLog;
 pub use sessions::{Rotation, SessionStore};

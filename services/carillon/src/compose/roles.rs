@@ -16,8 +16,8 @@ use carillon_domain::{
     limit::{self, Algorithm, Policy},
     ports::{BlobStore, Probe, PushQueue, RateLimiter},
     services::{
-        AuthService, MediaService, MessageService, NotificationService, PeopleService,
-        PresenceService, TokenVerifier,
+        AccountService, AuthService, MediaService, MessageService, NotificationService,
+        PeopleService, PresenceService, TokenVerifier,
     },
     time::SystemClock,
 };
@@ -72,7 +72,7 @@ pub fn auth(
     keys: SigningKeys,
     wide: &WideStore,
     fast: &FastStore,
-) -> Result<Arc<dyn AuthService>, Failure> {
+) -> Result<Arc<Auth>, Failure> {
     let options = AuthOptions {
         issuer: config.auth.issuer.clone(),
         access_ttl: Duration::from_secs(config.auth.access_ttl_seconds),
@@ -88,6 +88,8 @@ pub fn auth(
     let ports = carillon_auth::Ports {
         accounts: wide.accounts.clone(),
         people: wide.people.clone(),
+        security: wide.security.clone(),
+        push_targets: wide.push_targets.clone(),
         sessions: fast.sessions.clone(),
         ephemeral: fast.ephemeral.clone(),
         bus: fast.bus.clone(),
@@ -298,6 +300,7 @@ fn limit_algorithm(config: &PlatformConfig) -> Algorithm {
 /// What the gateway calls.
 pub struct GatewayCalls {
     pub auth: Arc<dyn AuthService>,
+    pub accounts: Arc<dyn AccountService>,
     pub verifier: Arc<dyn TokenVerifier>,
     pub people: Arc<dyn PeopleService>,
     pub messages: Arc<dyn MessageService>,
@@ -342,6 +345,7 @@ pub fn gateway(
     };
     let services = Services {
         auth: calls.auth,
+        accounts: calls.accounts,
         verifier: calls.verifier,
         people: calls.people,
         messages: calls.messages,

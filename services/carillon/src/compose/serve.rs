@@ -10,9 +10,10 @@ use carillon_domain::{
 };
 use carillon_message::Roster;
 use carillon_rpc::{
-    AuthClient, AuthServer, Credentials, InterceptorOptions, MediaClient, MediaServer,
-    MessageServer, NotificationClient, NotificationServer, PeopleClient, PeopleServer,
-    PresenceClient, PresenceServer, RoleServices, RoutedMessages, ServeOptions, Serving,
+    AccountClient, AccountServer, AuthClient, AuthServer, Credentials, InterceptorOptions,
+    MediaClient, MediaServer, MessageServer, NotificationClient, NotificationServer, PeopleClient,
+    PeopleServer, PresenceClient, PresenceServer, RoleServices, RoutedMessages, ServeOptions,
+    Serving,
 };
 use carillon_runtime::{
     ready::{Dependency, Readiness},
@@ -206,6 +207,10 @@ async fn start_roles(
             Role::Gateway => {
                 let calls = roles::GatewayCalls {
                     auth: Arc::new(AuthClient::connect_lazy(&peers.auth, credentials.clone())?),
+                    accounts: Arc::new(AccountClient::connect_lazy(
+                        &peers.auth,
+                        credentials.clone(),
+                    )?),
                     verifier: connected.verifier.clone(),
                     people: Arc::new(PeopleClient::connect_lazy(
                         &peers.auth,
@@ -238,7 +243,8 @@ async fn start_roles(
             Role::Auth => {
                 let keys = roles::signing_keys(&config.keys)?;
                 let auth = roles::auth(config, keys, connected.wide()?, &connected.fast)?;
-                services.auth = Some(AuthServer::new(auth, connected.verifier.clone()));
+                services.auth = Some(AuthServer::new(auth.clone(), connected.verifier.clone()));
+                services.account = Some(AccountServer::new(auth));
                 let people = roles::people(connected.wide()?, &connected.fast);
                 services.people = Some(PeopleServer::new(people));
                 config.auth.grpc_port

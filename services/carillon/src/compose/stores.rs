@@ -7,7 +7,7 @@ use carillon_crds::config::{BlobConfig, ExternalStores, ScyllaConfig};
 use carillon_domain::ports::Probe;
 use carillon_domain::ports::{
     AccountStore, BlobStore, Bus, Ephemeral, MediaIndex, PeopleStore, PresenceStore, PushQueue,
-    PushTargetStore, RateLimiter, ReplicaRegistry, RoomLog, RoomStore, SessionStore,
+    PushTargetStore, RateLimiter, ReplicaRegistry, RoomLog, RoomStore, SecurityLog, SessionStore,
 };
 use carillon_runtime::ready::Dependency;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ const PUBLISH_PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct WideStore {
     pub accounts: Arc<dyn AccountStore>,
+    pub security: Arc<dyn SecurityLog>,
     pub people: Arc<dyn PeopleStore>,
     pub rooms: Arc<dyn RoomStore>,
     pub log: Arc<dyn RoomLog>,
@@ -55,6 +56,7 @@ pub fn open_embedded(directory: &Path) -> Result<EmbeddedStores, Failure> {
     let stores = embedded::open(directory)?;
     let wide = WideStore {
         accounts: stores.accounts,
+        security: stores.security,
         people: stores.people,
         rooms: stores.rooms,
         log: stores.log,
@@ -175,6 +177,7 @@ impl LateStores {
             .await;
         Ok(connected.map(|stores| WideStore {
             accounts: stores.accounts,
+            security: stores.security,
             people: stores.people,
             rooms: stores.rooms,
             log: stores.log,
