@@ -1,5 +1,5 @@
-//! Devices, history and changes of accounts through the public API (AUTH-05, AUTH-08, AUTH-09, AUTH-12), on embedded and on real
-//! stores.
+//! Devices, history and changes of accounts (AUTH-05, AUTH-08, AUTH-09, AUTH-12), profiles and search (AUTH-15, USER-01, USER-03) through
+//! the public API, on embedded and on real stores.
 
 use anyhow::{Context as _, Result, ensure};
 use carillon_rpc::proto::auth::{
@@ -47,6 +47,7 @@ async fn story([one, two]: [&str; 2]) -> Result<()> {
     let phone = Person::register(one, "alice").await?;
     town.devices_are_listed_and_ended(&phone).await?;
     town.reuse_reaches_the_other_device(&phone).await?;
+    town.people_are_shown_and_found(&phone).await?;
     town.names_are_changed_once(&phone).await?;
     town.a_new_password_ends_other_devices(&phone).await
 }
@@ -171,6 +172,53 @@ impl Town<'_> {
         watching
             .ask(self.one, Method::POST, "/auth/logout", None)
             .await?;
+        Ok(())
+    }
+
+    /// USER-01, USER-03, USER-05: others see a changed profile, and find it by its new name and not by the old one, unless blocked.
+    async fn people_are_shown_and_found(&self, phone: &Person) -> Result<()> {
+        let zoe = Person::register(self.two, "zoe").await?;
+        let unique = uuid::Uuid::new_v4().simple().to_string();
+        let change = json!({"display_name": format!("Ä{unique} Blume"), "bio": "one\ntwo", "status": "away"});
+        phone
+            .ask(self.one, Method::PATCH, "/users/me", Some(&change))
+            .await?;
+        let path = format!("/users/{}", phone.id);
+        let seen = zoe.ask(self.two, Method::GET, &path, None).await?;
+        for field in ["display_name", "bio", "status"] {
+            ensure!(seen[field] == change[field], "{seen}");
+        }
+        let found = async |who: &Person, query: &str| -> Result<Vec<String>> {
+            let path = format!("/users/search?q={query}");
+            let page = who.ask(self.two, Method::GET, &path, None).await?;
+            let ids = items(&page)?.iter().map(|user| user["id"].as_str());
+            ids.map(|id| Ok(id.context("id")?.to_owned())).collect()
+        };
+        let by_shown_name = format!("%C3%A4{}%20bl", unique.to_uppercase());
+        ensure!(found(&zoe, &by_shown_name).await? == [phone.id.as_str()]);
+        ensure!(found(&zoe, &phone.username.to_uppercase()).await? == [phone.id.as_str()]);
+        phone
+            .ask(
+                self.one,
+                Method::PATCH,
+                "/auth/me",
+                Some(&json!({"display_name": null})),
+            )
+            .await?;
+        ensure!(found(&zoe, &by_shown_name).await?.is_empty());
+        let block = format!("/blocks/{}", zoe.id);
+        phone.ask(self.one, Method::PUT, &block, None).await?;
+        ensure!(
+            found(&zoe, &phone.username).await?.is_empty(),
+            "blocked, and found"
+        );
+        ensure!(found(phone, &zoe.username).await? == [zoe.id.as_str()]);
+        phone.ask(self.one, Method::DELETE, &block, None).await?;
+        ensure!(found(&zoe, &phone.username).await? == [phone.id.as_str()]);
+        let short = zoe
+            .call(self.two, Method::GET, "/users/search?q=a", None)
+            .await?;
+        ensure!(short.status == 400, "{}", short.body);
         Ok(())
     }
 

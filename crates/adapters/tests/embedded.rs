@@ -70,6 +70,12 @@ async fn security() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn people_index() {
+    let (stores, _folder) = fresh();
+    conformance::people_index::all(stores.people_index).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn people() {
     let (stores, _folder) = fresh();
     conformance::people::all(stores.people).await;

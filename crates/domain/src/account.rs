@@ -5,6 +5,41 @@ use uuid::Uuid;
 
 use crate::{DeviceId, Timestamp, UserId};
 
+/// What somebody writes of themselves; empty unless they did.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct About {
+    /// A few sentences.
+    pub bio: String,
+    /// What they are up to.
+    pub status: String,
+}
+
+/// What to change of a profile; what is `None` stays.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ProfileChange {
+    /// The shown name.
+    pub display_name: Option<String>,
+    /// See [`About::bio`].
+    pub bio: Option<String>,
+    /// See [`About::status`].
+    pub status: Option<String>,
+}
+
+impl ProfileChange {
+    /// Makes the change.
+    pub fn apply(&self, user: &mut User) {
+        for (change, field) in [
+            (&self.display_name, &mut user.display_name),
+            (&self.bio, &mut user.about.bio),
+            (&self.status, &mut user.about.status),
+        ] {
+            if let Some(text) = change {
+                text.clone_into(field);
+            }
+        }
+    }
+}
+
 /// What other people may see of an account.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct User {
@@ -16,6 +51,9 @@ pub struct User {
     pub display_name: String,
     /// When the account was made.
     pub created_at: Timestamp,
+    /// What they write of themselves.
+    #[serde(default)]
+    pub about: About,
 }
 
 /// An account with what only its owner and the auth role may see.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use carillon_domain::{
     Error, Result,
-    account::{Identity, User},
+    account::{Identity, ProfileChange, User},
     security::{History, SecurityEvent, SecurityEventKind},
-    services::AccountService,
+    services::{AccountService, FoundUsers},
 };
 use tonic::{Request, Response, Status, transport::Channel};
 use uuid::Uuid;
@@ -25,6 +25,9 @@ use crate::{
 /// Entries per page, when the caller doesn't say, and at most.
 const PAGE: usize = 50;
 const MAX_PAGE: usize = 100;
+/// The same of people who are looked for.
+const FOUND_PAGE: usize = 20;
+const MAX_FOUND_PAGE: usize = 50;
 
 // === server ===
 
@@ -78,6 +81,44 @@ impl server::AccountService for AccountServer {
     ) -> Result<Response<pb::ListHistoryResponse>, Status> {
         handle(request, |caller, list| {
             self.history(caller, History::Security, list)
+        })
+        .await
+    }
+
+    async fn update_profile(
+        &self,
+        request: Request<pb::UpdateProfileRequest>,
+    ) -> Result<Response<pb::UpdateProfileResponse>, Status> {
+        handle(request, |caller, update| async move {
+            let change = ProfileChange {
+                display_name: update.display_name,
+                bio: update.bio,
+                status: update.status,
+            };
+            let who = caller.identity()?;
+            let user = self.service.change_profile(&who, change).await?;
+            Ok(pb::UpdateProfileResponse {
+                user: Some(user_to_proto(user)),
+            })
+        })
+        .await
+    }
+
+    async fn search_users(
+        &self,
+        request: Request<pb::SearchUsersRequest>,
+    ) -> Result<Response<pb::SearchUsersResponse>, Status> {
+        handle(request, |caller, search| async move {
+            let limit = limit(search.limit, FOUND_PAGE, MAX_FOUND_PAGE)?;
+            let (who, after) = (caller.identity()?, search.after.as_deref());
+            let found = self
+                .service
+                .search(&who, &search.query, after, limit)
+                .await?;
+            Ok(pb::SearchUsersResponse {
+                users: found.users.into_iter().map(user_to_proto).collect(),
+                next: found.next,
+            })
         })
         .await
     }
@@ -183,6 +224,54 @@ impl AccountService for AccountClient {
             .into_iter()
             .map(|one| answer(event(one)))
             .collect()
+    }
+
+    async fn change_profile(&self, who: &Identity, change: ProfileChange) -> Result<User> {
+        let request = pb::UpdateProfileRequest {
+            display_name: change.display_name,
+            bio: change.bio,
+            status: change.status,
+        };
+        let changed = self
+            .rpc
+            .call(
+                "UpdateProfile",
+                For::Identity(who),
+                request,
+                |mut c, r| async move { c.update_profile(r).await },
+            )
+            .await?;
+        answer(user("user", changed.user))
+    }
+
+    async fn search(
+        &self,
+        who: &Identity,
+        query: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<FoundUsers> {
+        let request = pb::SearchUsersRequest {
+            query: query.to_owned(),
+            limit: limit_to_proto(limit),
+            after: after.map(str::to_owned),
+        };
+        let found = self
+            .rpc
+            .call(
+                "SearchUsers",
+                For::Identity(who),
+                request,
+                |mut c, r| async move { c.search_users(r).await },
+            )
+            .await?;
+        let users = found.users.into_iter();
+        Ok(FoundUsers {
+            users: users
+                .map(|one| answer(user("users", Some(one))))
+                .collect::<Result<_>>()?,
+            next: found.next,
+        })
     }
 
     async fn change_username(

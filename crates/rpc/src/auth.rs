@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use async_trait::async_trait;
 use carillon_domain::{
     DeviceId, ErrorCode, Result, UserId,
-    account::{ClientInfo, DeviceType, Identity, Session, SessionView, Tokens, User},
+    account::{About, ClientInfo, DeviceType, Identity, Session, SessionView, Tokens, User},
     services::{AuthService, Login, NewAccount, TokenVerifier},
 };
 use tonic::{Request, Response, Status, transport::Channel};
@@ -561,6 +561,8 @@ pub(crate) fn user_to_proto(user: User) -> pb::User {
         username: user.username,
         display_name: user.display_name,
         created_at: Some(timestamp_to_proto(user.created_at)),
+        bio: user.about.bio,
+        status: user.about.status,
     }
 }
 
@@ -571,6 +573,10 @@ pub(crate) fn user(field: &str, user: Option<pb::User>) -> Result<User> {
         username: user.username,
         display_name: user.display_name,
         created_at: timestamp("user.created_at", user.created_at)?,
+        about: About {
+            bio: user.bio,
+            status: user.status,
+        },
     })
 }
 
@@ -660,8 +666,8 @@ mod tests {
     }
 
     prop_compose! {
-        fn any_user()(raw in uuid(), username in ".*", display_name in ".*", created_at in time()) -> User {
-            User { id: UserId(raw), username, display_name, created_at }
+        fn any_user()(raw in uuid(), username in ".*", display_name in ".*", created_at in time(), bio in ".*", status in ".*") -> User {
+            User { id: UserId(raw), username, display_name, created_at, about: About { bio, status } }
         }
     }
 

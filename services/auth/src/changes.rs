@@ -147,11 +147,20 @@ impl Auth {
         }
         let id = account.user.id;
         let accounts = &self.ports.accounts;
-        if !accounts.rename(id, kind, old.as_deref(), new).await? {
-            return Err(overtaken());
-        }
+        let before = account.user.clone();
         account.set_name(kind, new);
-        Ok(())
+        self.file(&account.user).await?;
+        let renamed = accounts.rename(id, kind, old.as_deref(), new).await;
+        // Whichever names they don't have now.
+        let unwanted = match renamed {
+            Ok(true) => &before,
+            _ => &account.user,
+        };
+        self.unfile(unwanted).await;
+        match renamed? {
+            true => Ok(()),
+            false => Err(overtaken()),
+        }
     }
 
     async fn note_change(&self, who: &Identity, kind: SecurityEventKind) {

@@ -8,10 +8,10 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use carillon_domain::{
     Clock, DeviceId, Error, Result, UserId,
-    account::{ClientInfo, Identity, User},
+    account::{ClientInfo, Identity, ProfileChange, User},
     ports::{Bus, SecurityLog},
     security::{History, SecurityEvent, SecurityEventKind, Trail},
-    services::AccountService,
+    services::{AccountService, FoundUsers},
     signal::{Signal, Topic},
 };
 use tokio::sync::Semaphore;
@@ -129,6 +129,22 @@ impl AccountService for Auth {
         events.sort_by_key(|event| std::cmp::Reverse(event.id));
         events.truncate(limit);
         Ok(events)
+    }
+
+    #[tracing::instrument(name = "auth.change_profile", skip_all)]
+    async fn change_profile(&self, who: &Identity, change: ProfileChange) -> Result<User> {
+        self.update_profile(who, change).await
+    }
+
+    #[tracing::instrument(name = "auth.search", skip_all)]
+    async fn search(
+        &self,
+        who: &Identity,
+        query: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<FoundUsers> {
+        self.find_people(who.user, query, after, limit).await
     }
 
     #[tracing::instrument(name = "auth.change_username", skip_all)]

@@ -14,6 +14,7 @@ mod names;
 mod otp;
 mod password;
 mod people;
+mod profiles;
 mod service;
 #[cfg(test)]
 mod tests;

@@ -13,8 +13,8 @@ use carillon_domain::{
     account::{Account, ClientInfo, Identity, Session, SessionView, Tokens, User},
     network_of,
     ports::{
-        AccountStore, Bus, Ephemeral, PeopleStore, PushTargetStore, Rotation, SecurityLog,
-        SessionStore,
+        AccountStore, Bus, Ephemeral, PeopleIndex, PeopleStore, PushTargetStore, Rotation,
+        SecurityLog, SessionStore,
     },
     security::SecurityEventKind,
     services::{AuthService, Login, NewAccount},
@@ -124,6 +124,8 @@ pub struct Ports {
     pub accounts: Arc<dyn AccountStore>,
     /// Who blocked whom.
     pub people: Arc<dyn PeopleStore>,
+    /// People by the beginnings of their names.
+    pub people_index: Arc<dyn PeopleIndex>,
     /// What happened to accounts.
     pub security: Arc<dyn SecurityLog>,
     /// Which devices get pushes.
@@ -395,12 +397,13 @@ impl Auth {
                 display_name: username.clone(),
                 username,
                 created_at: self.ports.clock.now(),
+                about: Default::default(),
             },
             email: None,
             phone: Some(phone.to_owned()),
             password_hash: None,
         };
-        match self.ports.accounts.create(&account).await {
+        match self.create(&account).await {
             Ok(()) => Ok(account.user),
             // Another login with this number was faster.
             Err(error) if error.code == ErrorCode::AlreadyExists => self
@@ -412,6 +415,41 @@ impl Auth {
                 .ok_or(error),
             Err(error) => Err(error),
         }
+    }
+
+    /// People as the viewer may see them: not those who blocked them.
+    pub(crate) async fn visible(
+        &self,
+        viewer: Option<UserId>,
+        ids: &[UserId],
+    ) -> Result<Vec<User>> {
+        if ids.len() > 1000 {
+            return Err(Error::invalid("ids", "at most 1000"));
+        }
+        let between = async {
+            match viewer {
+                Some(viewer) => self.ports.people.blocked_between(viewer, ids).await,
+                None => Ok(Vec::new()),
+            }
+        };
+        let (accounts, between) = futures::try_join!(self.ports.accounts.by_ids(ids), between)?;
+        let hidden: HashSet<UserId> = between
+            .into_iter()
+            .filter(|between| between.by_other)
+            .map(|between| between.other)
+            .collect();
+        let users = accounts.into_iter().map(|account| account.user);
+        Ok(users.filter(|user| !hidden.contains(&user.id)).collect())
+    }
+
+    /// Stores a new account, and files it under its names.
+    async fn create(&self, account: &Account) -> Result<()> {
+        self.file(&account.user).await?;
+        let created = self.ports.accounts.create(account).await;
+        if created.is_err() {
+            self.unfile(&account.user).await;
+        }
+        created
     }
 
     fn otp_provider(&self) -> Result<&dyn OtpProvider> {
@@ -611,12 +649,13 @@ impl AuthService for Auth {
                 display_name: username.clone(),
                 username,
                 created_at: self.ports.clock.now(),
+                about: Default::default(),
             },
             email: Some(email),
             phone: None,
             password_hash: Some(self.passwords.hash(password).await?),
         };
-        self.ports.accounts.create(&account).await?;
+        self.create(&account).await?;
         Ok(account.user)
     }
 
@@ -764,23 +803,7 @@ impl AuthService for Auth {
     }
 
     async fn users(&self, viewer: Option<UserId>, ids: &[UserId]) -> Result<Vec<User>> {
-        if ids.len() > 1000 {
-            return Err(Error::invalid("ids", "at most 1000"));
-        }
-        let between = async {
-            match viewer {
-                Some(viewer) => self.ports.people.blocked_between(viewer, ids).await,
-                None => Ok(Vec::new()),
-            }
-        };
-        let (accounts, between) = futures::try_join!(self.ports.accounts.by_ids(ids), between)?;
-        let hidden: HashSet<UserId> = between
-            .into_iter()
-            .filter(|between| between.by_other)
-            .map(|between| between.other)
-            .collect();
-        let users = accounts.into_iter().map(|account| account.user);
-        Ok(users.filter(|user| !hidden.contains(&user.id)).collect())
+        self.visible(viewer, ids).await
     }
 
     async fn user_by_name(&self, viewer: Option<UserId>, username: &str) -> Result<Option<User>> {

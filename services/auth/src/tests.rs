@@ -140,6 +140,7 @@ impl World {
         let ports = Ports {
             accounts: stores.accounts.clone(),
             people: stores.people.clone(),
+            people_index: stores.people_index.clone(),
             security: stores.security.clone(),
             push_targets: stores.push_targets.clone(),
             sessions: sessions.clone(),
@@ -479,6 +480,7 @@ async fn imported_hashes_are_upgraded_at_login() {
         username: "old".to_owned(),
         display_name: "old".to_owned(),
         created_at: world.clock.now(),
+        about: Default::default(),
     };
     let account = Account {
         user,

@@ -16,7 +16,7 @@ use carillon_adapters::limits::MemoryLimiter;
 use carillon_domain::{
     ClientMessageId, Clock, DeviceId, Error, ErrorCode, MediaId, MessageId, Result, RoomId,
     Sequence, Timestamp, UserId,
-    account::{ClientInfo, Identity, Session, SessionView, Tokens, User},
+    account::{ClientInfo, Identity, ProfileChange, Session, SessionView, Tokens, User},
     event::{Draft, EventBody, Mentions, Message, MessageType, Revision, RoomEvent, StoredMessage},
     media::Media,
     people::{Hidden, Related},
@@ -25,10 +25,10 @@ use carillon_domain::{
     room::{Member, Restrictions, Role, Room, RoomKind, RoomRules},
     security::{History, SecurityEvent, SecurityEventKind},
     services::{
-        AccountService, AuthService, EventPage, HistoryQuery, Login, MediaService, MessageService,
-        NewAccount, NewMedia, NewPushTarget, NewRoom, NotificationService, PeopleService,
-        PresenceService, ResolvedRoom, Restriction, RoomChange, RoomHead, RoomOverview,
-        RoomSummary, RoomView, SendOutcome, TokenVerifier,
+        AccountService, AuthService, EventPage, FoundUsers, HistoryQuery, Login, MediaService,
+        MessageService, NewAccount, NewMedia, NewPushTarget, NewRoom, NotificationService,
+        PeopleService, PresenceService, ResolvedRoom, Restriction, RoomChange, RoomHead,
+        RoomOverview, RoomSummary, RoomView, SendOutcome, TokenVerifier,
     },
     signal::{Activity, Signal, Topic},
 };
@@ -357,6 +357,7 @@ fn user(id: UserId) -> User {
         username: "ann".into(),
         display_name: "Ann".into(),
         created_at: Timestamp(0),
+        about: Default::default(),
     }
 }
 
@@ -520,6 +521,29 @@ impl AccountService for Town {
             client: ClientInfo::default(),
         });
         Ok(events.collect())
+    }
+
+    async fn change_profile(&self, who: &Identity, change: ProfileChange) -> Result<User> {
+        let mut user = user(who.user);
+        change.apply(&mut user);
+        Ok(user)
+    }
+
+    async fn search(
+        &self,
+        _who: &Identity,
+        query: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<FoundUsers> {
+        let found = User {
+            username: format!("{query} {after:?} {limit}"),
+            ..user(UserId::new())
+        };
+        Ok(FoundUsers {
+            users: vec![found],
+            next: Some("further".into()),
+        })
     }
 
     async fn change_username(

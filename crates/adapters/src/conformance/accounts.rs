@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use carillon_domain::{
     ErrorCode, Timestamp, UserId,
-    account::{Account, NameKind, User},
+    account::{About, Account, NameKind, ProfileChange, User},
     ports::AccountStore,
 };
 
@@ -26,7 +26,8 @@ pub async fn all(store: Arc<dyn AccountStore>) {
     a_name_of_somebody_else_is_refused(&*store).await;
     a_name_can_be_taken_back(&*store).await;
     one_of_concurrent_changes_and_creations_wins(store.clone()).await;
-    two_may_trade_names(store).await;
+    two_may_trade_names(store.clone()).await;
+    a_profile_is_changed_in_part(&*store).await;
 }
 
 /// An account with fresh names.
@@ -39,6 +40,10 @@ fn account() -> Account {
             username: format!("Ann-{}", &unique[6..]),
             display_name: "Ann 👋".into(),
             created_at: Timestamp(1_700_000_000_123),
+            about: About {
+                bio: "Über\nmich".into(),
+                status: "🎣".into(),
+            },
         },
         email: Some(format!("{unique}@example.com")),
         phone: Some(format!("+49{}", id.0.as_u128() % 10_000_000_000_000)),
@@ -436,4 +441,49 @@ pub async fn two_may_trade_names(store: Arc<dyn AccountStore>) {
             assert!(found.as_ref() == Some(account));
         }
     }
+}
+
+/// USER-01: what isn't named stays, and nobody comes to be by it.
+pub async fn a_profile_is_changed_in_part(store: &dyn AccountStore) {
+    let mut account = account();
+    store.create(&account).await.unwrap();
+    let text = |text: &str| Some(text.to_owned());
+    for change in [
+        ProfileChange {
+            display_name: text("Änn 🦊"),
+            ..ProfileChange::default()
+        },
+        ProfileChange {
+            bio: text("line\nline"),
+            status: text(""),
+            ..ProfileChange::default()
+        },
+        ProfileChange {
+            display_name: text("x"),
+            bio: text(""),
+            status: text("away"),
+        },
+        ProfileChange::default(),
+    ] {
+        assert!(
+            store
+                .change_profile(account.user.id, &change)
+                .await
+                .unwrap()
+        );
+        change.apply(&mut account.user);
+        let found = store.by_ids(&[account.user.id]).await.unwrap();
+        assert!(found == [account.clone()], "{change:?}");
+        let unknown = UserId::new();
+        assert!(!store.change_profile(unknown, &change).await.unwrap());
+        assert!(store.by_ids(&[unknown]).await.unwrap().is_empty());
+    }
+    // The name is still there to be changed.
+    rename(
+        store,
+        &mut account,
+        NameKind::Username,
+        &new_name(NameKind::Username),
+    )
+    .await;
 }

@@ -11,6 +11,7 @@ pub mod limiter;
 pub mod media;
 pub mod moderation;
 pub mod people;
+pub mod people_index;
 pub mod presence;
 pub mod push_queue;
 pub mod push_targets;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use carillon_domain::{
     Error, ErrorCode, Result, UserId,
-    account::{Account, NameKind},
+    account::{Account, NameKind, ProfileChange},
     ports::AccountStore,
 };
 use uuid::Uuid;
@@ -97,6 +97,22 @@ impl AccountStore for Accounts {
                     return Ok(false);
                 }
                 account.password_hash = Some(new);
+                transaction.put(Table::Accounts, key, json(&account)?);
+                Ok(true)
+            })
+            .await
+    }
+
+    async fn change_profile(&self, user: UserId, change: &ProfileChange) -> Result<bool> {
+        let key = tagged(ACCOUNT, user.0.as_bytes());
+        let change = change.clone();
+        self.0
+            .commit(Durability::Synced, move |transaction| {
+                let Some(row) = transaction.get(Table::Accounts, key.as_slice())? else {
+                    return Ok(false);
+                };
+                let mut account: Account = read_json(&row)?;
+                change.apply(&mut account.user);
                 transaction.put(Table::Accounts, key, json(&account)?);
                 Ok(true)
             })

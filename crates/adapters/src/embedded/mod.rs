@@ -17,6 +17,7 @@ mod format;
 mod format2;
 mod journal;
 mod people;
+mod people_index;
 mod presence;
 mod push_queue;
 mod registry;
@@ -32,8 +33,8 @@ use async_trait::async_trait;
 use carillon_domain::{
     Clock, Error, ErrorCode, Result,
     ports::{
-        AccountStore, Bus, Ephemeral, MediaIndex, PeopleStore, PresenceStore, Probe, PushQueue,
-        PushTargetStore, ReplicaRegistry, RoomLog, RoomStore, SecurityLog, SessionStore,
+        AccountStore, Bus, Ephemeral, MediaIndex, PeopleIndex, PeopleStore, PresenceStore, Probe,
+        PushQueue, PushTargetStore, ReplicaRegistry, RoomLog, RoomStore, SecurityLog, SessionStore,
     },
     time::SystemClock,
 };
@@ -54,6 +55,8 @@ pub struct Stores {
     pub ephemeral: Arc<dyn Ephemeral>,
     /// Contacts and blocks.
     pub people: Arc<dyn PeopleStore>,
+    /// People by the beginnings of their names.
+    pub people_index: Arc<dyn PeopleIndex>,
     /// Rooms, members, read marks.
     pub rooms: Arc<dyn RoomStore>,
     /// The logs of all rooms.
@@ -112,6 +115,7 @@ pub fn open_with(directory: &Path, options: Options) -> Result<Stores> {
         sessions: Arc::new(sessions::Sessions(engine.clone())),
         ephemeral: Arc::new(ephemeral::EphemeralValues(engine.clone())),
         people: Arc::new(people::People(engine.clone())),
+        people_index: Arc::new(people_index::Index(engine.clone())),
         rooms: Arc::new(rooms::Rooms(engine.clone())),
         log: Arc::new(room_log::Logs {
             engine: engine.clone(),

@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use carillon_domain::{
     Error, ErrorCode, Result, Timestamp, UserId,
-    account::{Account, NameKind, User},
+    account::{About, Account, NameKind, ProfileChange, User},
     ports::AccountStore,
     time::{Clock, SystemClock},
 };
@@ -47,6 +47,7 @@ pub(super) struct Accounts {
     by_id: PreparedStatement,
     replace_hash: PreparedStatement,
     first_hash: PreparedStatement,
+    change_profile: PreparedStatement,
     rename_user: PreparedStatement,
     change_email: PreparedStatement,
 }
@@ -66,6 +67,8 @@ type Columns = (
     Option<String>,
     Option<String>,
     Option<CqlTimestamp>,
+    Option<String>,
+    Option<String>,
     Option<String>,
     Option<String>,
     Option<String>,
@@ -119,7 +122,7 @@ impl Accounts {
                 .prepare("SELECT user, claimed_at FROM account_names WHERE kind = ? AND name = ?")
                 .await?,
             store: database
-                .prepare_once("INSERT INTO users (id, username, display_name, created_at, email, phone, password_hash) VALUES (?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS")
+                .prepare_once("INSERT INTO users (id, username, display_name, created_at, email, phone, password_hash, bio, status_text) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS")
                 .await?,
             give_up: database
                 .prepare_once("INSERT INTO users (id, abandoned) VALUES (?, true) IF NOT EXISTS")
@@ -133,6 +136,9 @@ impl Accounts {
             first_hash: database
                 .prepare_once("UPDATE users SET password_hash = ? WHERE id = ? IF password_hash = null AND username != null")
                 .await?,
+            change_profile: database
+                .prepare_once("UPDATE users SET display_name = ?, bio = ?, status_text = ? WHERE id = ? IF username != null")
+                .await?,
             rename_user: database
                 .prepare_once("UPDATE users SET username = ?, display_name = ? WHERE id = ? IF username = ? AND display_name = ? AND name_fence = ?")
                 .await?,
@@ -140,7 +146,7 @@ impl Accounts {
                 .prepare_once("UPDATE users SET email = ? WHERE id = ? IF email = ? AND username = ? AND name_fence = ?")
                 .await?,
             by_id: database
-                .prepare("SELECT id, username, display_name, created_at, email, phone, password_hash FROM users WHERE id = ?")
+                .prepare("SELECT id, username, display_name, created_at, email, phone, password_hash, bio, status_text FROM users WHERE id = ?")
                 .await?,
             replace_hash: database
                 .prepare_once("UPDATE users SET password_hash = ? WHERE id = ? IF password_hash = ?")
@@ -170,6 +176,8 @@ impl Accounts {
             MaybeUnset::from_option(account.email.as_deref()),
             MaybeUnset::from_option(account.phone.as_deref()),
             MaybeUnset::from_option(account.password_hash.as_deref()),
+            MaybeUnset::from_option(some_text(&account.user.about.bio)),
+            MaybeUnset::from_option(some_text(&account.user.about.status)),
         );
         match self
             .database
@@ -481,6 +489,23 @@ impl AccountStore for Accounts {
         })
     }
 
+    async fn change_profile(&self, user: UserId, change: &ProfileChange) -> Result<bool> {
+        if *change == ProfileChange::default() {
+            return Ok(self.by_id(user.0).await?.is_some());
+        }
+        let values = (
+            MaybeUnset::from_option(change.display_name.as_deref()),
+            MaybeUnset::from_option(change.bio.as_deref()),
+            MaybeUnset::from_option(change.status.as_deref()),
+            user.0,
+        );
+        let changed = self
+            .database
+            .conditional("change_profile", &self.change_profile, values)
+            .await?;
+        Ok(matches!(changed, Conditional::Applied))
+    }
+
     async fn rename(
         &self,
         user: UserId,
@@ -534,6 +559,11 @@ impl AccountStore for Accounts {
     }
 }
 
+/// Only columns that hold something are written.
+fn some_text(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
 /// A name as it is claimed.
 fn claimed(kind: NameKind, text: &str) -> String {
     match kind {
@@ -551,7 +581,7 @@ fn name_in(holder: &Holder, kind: NameKind) -> Option<&str> {
 
 /// `None` for a creation that was given up.
 fn account(
-    (id, username, display_name, created_at, email, phone, password_hash): Columns,
+    (id, username, display_name, created_at, email, phone, password_hash, bio, status): Columns,
 ) -> Option<Account> {
     Some(Account {
         user: User {
@@ -559,6 +589,10 @@ fn account(
             username: username?,
             display_name: display_name?,
             created_at: Timestamp(created_at?.0),
+            about: About {
+                bio: bio.unwrap_or_default(),
+                status: status.unwrap_or_default(),
+            },
         },
         email,
         phone,

@@ -129,6 +129,15 @@ const MIGRATIONS: &[Migration] = &[Migration {
         // See `accounts`.
         "ALTER TABLE {}.users ADD IF NOT EXISTS name_fence uuid",
     ],
+}, Migration {
+    version: 5,
+    name: "profiles, search of people",
+    statements: &[
+        "ALTER TABLE {}.users ADD IF NOT EXISTS bio text",
+        "ALTER TABLE {}.users ADD IF NOT EXISTS status_text text",
+        // The bucket is a term's first two characters.
+        "CREATE TABLE IF NOT EXISTS {}.people_index (bucket text, term text, user uuid, PRIMARY KEY (bucket, term, user))",
+    ],
 }];
 
 /// How long a process may hold the right to migrate without renewing it: a crashed one blocks others no longer than this.

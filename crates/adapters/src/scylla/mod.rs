@@ -11,6 +11,7 @@ mod database;
 mod media;
 mod migrations;
 mod people;
+mod people_index;
 mod push_targets;
 mod room_log;
 mod rooms;
@@ -22,8 +23,8 @@ use async_trait::async_trait;
 use carillon_domain::{
     Error, ErrorCode, Result,
     ports::{
-        AccountStore, MediaIndex, PeopleStore, Probe, PushTargetStore, RoomLog, RoomStore,
-        SecurityLog,
+        AccountStore, MediaIndex, PeopleIndex, PeopleStore, Probe, PushTargetStore, RoomLog,
+        RoomStore, SecurityLog,
     },
 };
 use scylla::{
@@ -80,6 +81,8 @@ pub struct Stores {
     pub security: Arc<dyn SecurityLog>,
     /// Contacts and blocks.
     pub people: Arc<dyn PeopleStore>,
+    /// People by the beginnings of their names.
+    pub people_index: Arc<dyn PeopleIndex>,
     /// Rooms, members, read marks.
     pub rooms: Arc<dyn RoomStore>,
     /// The logs of all rooms.
@@ -107,6 +110,7 @@ pub async fn connect(options: &ScyllaOptions) -> Result<Stores> {
         accounts: Arc::new(accounts::Accounts::new(&database).await?),
         security: Arc::new(security::Security::new(&database).await?),
         people: Arc::new(people::People::new(&database).await?),
+        people_index: Arc::new(people_index::Index::new(&database).await?),
         rooms: Arc::new(rooms::Rooms::new(&database).await?),
         log: Arc::new(room_log::Log::new(&database).await?),
         push_targets: Arc::new(push_targets::PushTargets::new(&database).await?),

@@ -83,6 +83,14 @@ async fn scylla_security() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn scylla_people_index() {
+    on_scylla("scylla_people_index", |stores, _| {
+        conformance::people_index::all(stores.people_index)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn scylla_rooms() {
     on_scylla("scylla_rooms", |stores, _| {
         conformance::rooms::all(stores.rooms, stores.log)
@@ -560,6 +568,7 @@ async fn a_crashed_creation_gives_its_names_back() {
                 username: "Zoe".into(),
                 display_name: "Zoe".into(),
                 created_at: carillon_domain::Timestamp(1_700_000_000_000),
+                about: Default::default(),
             },
             email: Some("zoe@example.com".into()),
             phone: None,
@@ -589,6 +598,7 @@ async fn a_crashed_change_gives_its_names_back() {
                 username: name.into(),
                 display_name: name.into(),
                 created_at: carillon_domain::Timestamp(1_700_000_000_000),
+                about: Default::default(),
             },
             email: None,
             phone: None,

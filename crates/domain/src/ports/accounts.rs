@@ -2,7 +2,7 @@ use async_trait::async_trait;
 
 use crate::{
     Result, UserId,
-    account::{Account, NameKind},
+    account::{Account, NameKind, ProfileChange},
 };
 
 /// Accounts, with unique names. Linearizable per name: of two concurrent creations with one username, e-mail or phone number,
@@ -32,6 +32,9 @@ pub trait AccountStore: Send + Sync {
         old: Option<&str>,
         new: &str,
     ) -> Result<bool>;
+
+    /// Changes what is shown of an account; `false` if there is none.
+    async fn change_profile(&self, user: UserId, change: &ProfileChange) -> Result<bool>;
 
     /// Gives an account another name if its name is still `old`, as it is written; whether it did. `AlreadyExists` with the field
     /// when the new name is somebody else's: of concurrent changes and creations with one name, exactly one succeeds. From then

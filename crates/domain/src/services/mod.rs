@@ -9,7 +9,7 @@ mod notifications;
 mod people;
 mod presence;
 
-pub use accounts::AccountService;
+pub use accounts::{AccountService, FoundUsers};
 pub use auth::{AuthService, Login, NewAccount, TokenVerifier};
 pub use media::{MediaService, NewMedia};
 pub use messages::{

@@ -6,7 +6,7 @@ use std::{fmt::Debug, sync::Arc};
 use bytes::Bytes;
 use carillon_domain::{
     DeviceId, MediaId, MessageId, Result, RoomId, Sequence, UserId,
-    account::{ClientInfo, DeviceType, Tokens},
+    account::{ClientInfo, DeviceType, ProfileChange, Tokens},
     presence::{Lease, PresenceState},
     push::PushProvider,
     room::{Role, RoomKind, RoomRules},
@@ -177,6 +177,16 @@ async fn account_script(service: &dyn AccountService) -> Transcript {
         said.add(service.history(&who, history, None, 100).await);
         said.add(service.history(&who, history, Some(uuid(3)), 1).await);
     }
+    let change = ProfileChange {
+        display_name: None,
+        bio: Some("about".into()),
+        status: Some(String::new()),
+    };
+    for change in [change, ProfileChange::default()] {
+        said.add(service.change_profile(&who, change).await);
+    }
+    said.add(service.search(&who, "ann", None, 50).await);
+    said.add(service.search(&who, "ann", Some("place"), 1).await);
     for password in [None, Some("secret 1".to_owned())] {
         let changed = service.change_username(&who, "ann2", password.clone());
         said.add(changed.await);

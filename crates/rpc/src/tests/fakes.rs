@@ -11,7 +11,9 @@ use bytes::Bytes;
 use carillon_domain::{
     ClientMessageId, DeviceId, Error, ErrorCode, MediaId, MessageId, Result, RoomId, Sequence,
     Timestamp, UserId,
-    account::{ClientInfo, DeviceType, Identity, Session, SessionView, Tokens, User},
+    account::{
+        ClientInfo, DeviceType, Identity, ProfileChange, Session, SessionView, Tokens, User,
+    },
     event::{Draft, EventBody, Mentions, Message, MessageType, Revision, RoomEvent},
     limit::{Grant, Policy, Subject, Usage},
     media::Media,
@@ -21,10 +23,10 @@ use carillon_domain::{
     room::{Member, Restrictions, Role, Room, RoomKind, RoomRules},
     security::{History, SecurityEvent, SecurityEventKind},
     services::{
-        AccountService, AuthService, EventPage, HistoryQuery, Login, MediaService, MessageService,
-        NewAccount, NewMedia, NewPushTarget, NewRoom, NotificationService, PeopleService,
-        PresenceService, ResolvedRoom, Restriction, RoomChange, RoomHead, RoomOverview,
-        RoomSummary, RoomView, SendOutcome, TokenVerifier,
+        AccountService, AuthService, EventPage, FoundUsers, HistoryQuery, Login, MediaService,
+        MessageService, NewAccount, NewMedia, NewPushTarget, NewRoom, NotificationService,
+        PeopleService, PresenceService, ResolvedRoom, Restriction, RoomChange, RoomHead,
+        RoomOverview, RoomSummary, RoomView, SendOutcome, TokenVerifier,
     },
     signal::Activity,
 };
@@ -156,6 +158,7 @@ fn user(id: UserId, name: &str) -> User {
         username: name.into(),
         display_name: format!("{name}!"),
         created_at: TIME,
+        about: Default::default(),
     }
 }
 
@@ -688,6 +691,29 @@ impl AccountService for FakeServices {
             device: Some(who.device),
             client: ClientInfo::default(),
         }])
+    }
+
+    async fn change_profile(&self, who: &Identity, change: ProfileChange) -> Result<User> {
+        self.note(format!("change_profile {who:?} {change:?}"))
+            .await?;
+        let mut user = user(who.user, "me");
+        change.apply(&mut user);
+        Ok(user)
+    }
+
+    async fn search(
+        &self,
+        who: &Identity,
+        query: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<FoundUsers> {
+        self.note(format!("search {who:?} {query} {after:?} {limit}"))
+            .await?;
+        Ok(FoundUsers {
+            users: vec![user(UserId(uuid(6)), query)],
+            next: after.map(|after| format!("{after}+")),
+        })
     }
 
     async fn change_username(

@@ -1,6 +1,7 @@
 //! History, lockout, and changes of names and passwords.
 
 use carillon_domain::{
+    account::ProfileChange,
     push::{PushProvider, PushTarget},
     security::{History, SecurityEvent, SecurityEventKind as Kind},
     services::AccountService,
@@ -468,4 +469,166 @@ async fn concurrent_changes_of_a_password() {
         .login_from("192.0.2.1", "ann", &new(won[0]))
         .await
         .unwrap();
+}
+
+impl World {
+    async fn found(&self, tokens: &Tokens, query: &str) -> Vec<String> {
+        let who = self.who(tokens).await.unwrap();
+        let found = self.auth.search(&who, query, None, 50).await.unwrap();
+        assert_eq!(found.next, None);
+        found.users.into_iter().map(|user| user.username).collect()
+    }
+
+    async fn show(&self, tokens: &Tokens, change: ProfileChange) -> Result<User> {
+        let who = self.who(tokens).await.unwrap();
+        self.auth.change_profile(&who, change).await
+    }
+
+    async fn call_oneself(&self, tokens: &Tokens, name: &str) -> User {
+        let change = ProfileChange {
+            display_name: Some(name.to_owned()),
+            ..ProfileChange::default()
+        };
+        self.show(tokens, change).await.unwrap()
+    }
+}
+
+/// USER-01, AUTH-15: what somebody writes of themselves is shown to others, trimmed; each field that doesn't fit is named.
+#[tokio::test]
+async fn profiles_are_changed() {
+    let world = World::new();
+    let ann = world.register("ann").await.unwrap();
+    let tokens = world.login("ann").await;
+    let text = |text: &str| Some(text.to_owned());
+    let change = ProfileChange {
+        display_name: text(" A\u{308}nn "),
+        bio: text("one\ntwo"),
+        status: text("away"),
+    };
+    let changed = world.show(&tokens, change).await.unwrap();
+    assert_eq!(changed.display_name, "Änn");
+    assert_eq!(
+        (changed.about.bio.as_str(), changed.about.status.as_str()),
+        ("one\ntwo", "away")
+    );
+    let seen = world
+        .auth
+        .users(Some(UserId::new()), &[ann.id])
+        .await
+        .unwrap();
+    assert_eq!(seen.first(), Some(&changed));
+    let only_status = ProfileChange {
+        status: text(""),
+        ..ProfileChange::default()
+    };
+    let changed = world.show(&tokens, only_status).await.unwrap();
+    assert_eq!(
+        (changed.about.bio.as_str(), changed.about.status.as_str()),
+        ("one\ntwo", "")
+    );
+    assert_eq!(world.call_oneself(&tokens, " ").await.display_name, "ann");
+
+    let wrong = ProfileChange {
+        display_name: text("\u{202e}nna"),
+        bio: text(&"x".repeat(501)),
+        status: text("two\nlines"),
+    };
+    let error = world.show(&tokens, wrong).await.unwrap_err();
+    let fields: Vec<_> = error
+        .fields
+        .iter()
+        .map(|field| field.field.as_str())
+        .collect();
+    assert_eq!(fields, ["display_name", "bio", "status"]);
+}
+
+/// USER-03: by the beginning of either name, however it is written, and never by a name that somebody no longer has.
+#[tokio::test]
+async fn people_are_found() {
+    let world = World::new();
+    for name in ["anna", "Annika", "bob", "zoe"] {
+        world.register(name).await.unwrap();
+    }
+    let [anna, bob, zoe] = ["anna", "bob", "zoe"].map(|name| world.login(name));
+    let (anna, bob, zoe) = (anna.await, bob.await, zoe.await);
+    assert_eq!(world.found(&bob, "AN").await, ["anna", "Annika"]);
+    assert_eq!(world.found(&bob, "anni").await, ["Annika"]);
+    assert!(world.found(&bob, "nn").await.is_empty());
+    world.call_oneself(&zoe, "Ännchen  von Tharau").await;
+    for query in ["änn", "A\u{308}nnchen VON", "zo"] {
+        assert_eq!(world.found(&bob, query).await, ["zoe"], "{query}");
+    }
+    // Both names begin so: once.
+    world.call_oneself(&anna, "Anna Blume").await;
+    assert_eq!(world.found(&bob, "anna").await, ["anna"]);
+    world.call_oneself(&zoe, "Zoe").await;
+    assert!(world.found(&bob, "änn").await.is_empty());
+    world.rename(&anna, "hannah", Some(PASSWORD)).await.unwrap();
+    assert_eq!(
+        world.found(&bob, "anna").await,
+        ["hannah"],
+        "by the shown name"
+    );
+    world.call_oneself(&anna, "").await;
+    assert!(world.found(&bob, "anna").await.is_empty());
+    assert_eq!(world.found(&bob, "hannah").await, ["hannah"]);
+    let taken = world.rename(&anna, "bob", Some(PASSWORD)).await;
+    assert_eq!(code(taken), ErrorCode::AlreadyExists);
+    assert_eq!(world.found(&bob, "bob").await, ["bob"]);
+    assert!(world.register("bob").await.is_err());
+    assert_eq!(world.found(&bob, "bob").await, ["bob"]);
+
+    let who = world.who(&bob).await.unwrap();
+    for (query, after, limit, field) in [
+        ("b", None, 10, "q"),
+        (" b ", None, 10, "q"),
+        (&*"x".repeat(81), None, 10, "q"),
+        ("bob", None, 0, "limit"),
+        ("bob", None, 51, "limit"),
+        ("bob", Some("nonsense"), 10, "cursor"),
+    ] {
+        let error = world
+            .auth
+            .search(&who, query, after, limit)
+            .await
+            .unwrap_err();
+        assert_eq!(error.fields[0].field, field, "{query}");
+    }
+}
+
+/// USER-03, USER-05: pages have everybody once; who blocked the caller isn't found.
+#[tokio::test]
+async fn found_people_come_in_pages() {
+    let world = World::new();
+    world.register("zoe").await.unwrap();
+    let tokens = world.login("zoe").await;
+    let who = world.who(&tokens).await.unwrap();
+    let mut expected = Vec::new();
+    for n in 0..7 {
+        let user = world.register(&format!("person{n}")).await.unwrap();
+        if n % 3 == 1 {
+            let now = world.clock.now();
+            let people = &world.ports.people;
+            people
+                .put(Relation::Block, user.id, who.user, now, 10)
+                .await
+                .unwrap();
+        } else {
+            expected.push(user.username);
+        }
+    }
+    for limit in 1..5 {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = world.auth.search(&who, "pers", after.as_deref(), limit);
+            let page = page.await.unwrap();
+            assert!(page.users.len() <= limit);
+            found.extend(page.users.into_iter().map(|user| user.username));
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(found, expected, "{limit}");
+    }
 }

@@ -88,6 +88,7 @@ pub fn auth(
     let ports = carillon_auth::Ports {
         accounts: wide.accounts.clone(),
         people: wide.people.clone(),
+        people_index: wide.people_index.clone(),
         security: wide.security.clone(),
         push_targets: wide.push_targets.clone(),
         sessions: fast.sessions.clone(),

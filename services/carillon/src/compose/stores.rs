@@ -6,8 +6,9 @@ use carillon_adapters::{embedded, object, rabbitmq, redis, scylla};
 use carillon_crds::config::{BlobConfig, ExternalStores, ScyllaConfig};
 use carillon_domain::ports::Probe;
 use carillon_domain::ports::{
-    AccountStore, BlobStore, Bus, Ephemeral, MediaIndex, PeopleStore, PresenceStore, PushQueue,
-    PushTargetStore, RateLimiter, ReplicaRegistry, RoomLog, RoomStore, SecurityLog, SessionStore,
+    AccountStore, BlobStore, Bus, Ephemeral, MediaIndex, PeopleIndex, PeopleStore, PresenceStore,
+    PushQueue, PushTargetStore, RateLimiter, ReplicaRegistry, RoomLog, RoomStore, SecurityLog,
+    SessionStore,
 };
 use carillon_runtime::ready::Dependency;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,7 @@ const PUBLISH_PATIENCE: Duration = Duration::from_secs(2);
 pub struct WideStore {
     pub accounts: Arc<dyn AccountStore>,
     pub security: Arc<dyn SecurityLog>,
+    pub people_index: Arc<dyn PeopleIndex>,
     pub people: Arc<dyn PeopleStore>,
     pub rooms: Arc<dyn RoomStore>,
     pub log: Arc<dyn RoomLog>,
@@ -57,6 +59,7 @@ pub fn open_embedded(directory: &Path) -> Result<EmbeddedStores, Failure> {
     let wide = WideStore {
         accounts: stores.accounts,
         security: stores.security,
+        people_index: stores.people_index,
         people: stores.people,
         rooms: stores.rooms,
         log: stores.log,
@@ -178,6 +181,7 @@ impl LateStores {
         Ok(connected.map(|stores| WideStore {
             accounts: stores.accounts,
             security: stores.security,
+            people_index: stores.people_index,
             people: stores.people,
             rooms: stores.rooms,
             log: stores.log,

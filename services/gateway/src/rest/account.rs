@@ -1,7 +1,10 @@
-//! What people do with their own accounts: history, and changes of names and passwords.
+//! What people do with their own accounts: history, profile, changes of names and passwords; and how they look for others.
 
 use axum::{Json, extract::State};
-use carillon_domain::{account::Identity, security::History};
+use carillon_domain::{
+    account::{Identity, ProfileChange},
+    security::History,
+};
 use http::StatusCode;
 use uuid::Uuid;
 
@@ -10,8 +13,8 @@ use crate::{
     edge::{Caller, JsonBody, Problem, QueryParams},
     gateway::App,
     wire::{
-        EmailRequest, ListQuery, Page, PasswordRequest, SecurityEventJson, UserJson,
-        UsernameRequest,
+        EmailRequest, ListQuery, Page, PasswordRequest, ProfilePatch, SearchParameters,
+        SecurityEventJson, UserJson, UsernameRequest,
     },
 };
 
@@ -44,6 +47,37 @@ async fn history(
     Ok(Json(Page {
         items: events.into_iter().map(Into::into).collect(),
         next,
+    }))
+}
+
+pub async fn change_profile(
+    State(app): State<App>,
+    Caller(who): Caller,
+    JsonBody(patch): JsonBody<ProfilePatch>,
+) -> Result<Json<UserJson>, Problem> {
+    let change = ProfileChange {
+        display_name: patch.display_name,
+        bio: patch.bio,
+        status: patch.status,
+    };
+    let user = app.services.accounts.change_profile(&who, change).await?;
+    Ok(Json(user.into()))
+}
+
+pub async fn search(
+    State(app): State<App>,
+    Caller(who): Caller,
+    QueryParams(query): QueryParams<SearchParameters>,
+) -> Result<Json<Page<UserJson>>, Problem> {
+    let limit = page_limit(query.limit, 20, 50)?;
+    let found = app
+        .services
+        .accounts
+        .search(&who, &query.q, query.cursor.as_deref(), limit)
+        .await?;
+    Ok(Json(Page {
+        items: found.users.into_iter().map(Into::into).collect(),
+        next: found.next,
     }))
 }
 

@@ -494,6 +494,40 @@ async fn accounts_are_seen_and_changed() {
     }
 }
 
+/// USER-01, USER-03, AUTH-15: a patch of the profile, and a page of people.
+#[tokio::test]
+async fn profiles_are_patched_and_people_found() {
+    let town = Town::new();
+    let router = router(&town, options());
+    let ann = somebody();
+    for path in ["/api/v1/auth/me", "/api/v1/users/me"] {
+        let body = json!({"bio": "hello", "display_name": null});
+        let patch = request(Method::PATCH, path, Some(&ann), Some(body));
+        let (status, _, body) = ask(&router, patch).await;
+        assert_eq!(status, StatusCode::OK);
+        let user: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(
+            (&user["bio"], &user["display_name"]),
+            (&json!("hello"), &json!(""))
+        );
+        let wrong = json!({"username": "x"});
+        let wrong = request(Method::PATCH, path, Some(&ann), Some(wrong));
+        assert_eq!(ask(&router, wrong).await.0, StatusCode::BAD_REQUEST);
+    }
+    let search = async |query: &str| {
+        let path = format!("/api/v1/users/search?{query}");
+        let (status, _, body) = ask(&router, get(&path, &ann)).await;
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        (status.as_u16(), body)
+    };
+    let (status, page) = search("q=ann&limit=7&cursor=place").await;
+    assert_eq!((status, &page["next"]), (200, &json!("further")));
+    assert_eq!(page["items"][0]["username"], "ann Some(\"place\") 7");
+    for wrong in ["", "q=ann&limit=51", "q=ann&limit=0", "q=ann&more=1"] {
+        assert_eq!(search(wrong).await.0, 400, "{wrong}");
+    }
+}
+
 /// EDGE-03: a user has a limit of their own, over all devices and addresses; the answer tells of both, and who has no valid token
 /// uses up nobody's.
 #[tokio::test]

@@ -36,6 +36,8 @@ pub struct UserJson {
     pub id: UserId,
     pub username: String,
     pub display_name: String,
+    pub bio: String,
+    pub status: String,
     pub created_at: Time,
 }
 
@@ -45,6 +47,8 @@ impl From<User> for UserJson {
             id: user.id,
             username: user.username,
             display_name: user.display_name,
+            bio: user.about.bio,
+            status: user.about.status,
             created_at: user.created_at.into(),
         }
     }

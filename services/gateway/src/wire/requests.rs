@@ -54,6 +54,23 @@ pub struct DescribedDevice {
     pub platform: Option<String>,
 }
 
+/// What to change of one's profile (a JSON merge patch, RFC 7396): `null` takes away what is there.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProfilePatch {
+    #[serde(default, deserialize_with = "text_or_null")]
+    pub display_name: Option<String>,
+    #[serde(default, deserialize_with = "text_or_null")]
+    pub bio: Option<String>,
+    #[serde(default, deserialize_with = "text_or_null")]
+    pub status: Option<String>,
+}
+
+/// `null` is the empty text.
+fn text_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Option::deserialize(deserializer).map(|text: Option<String>| Some(text.unwrap_or_default()))
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UsernameRequest {
@@ -253,6 +270,15 @@ pub struct EventsParameters {
 #[serde(deny_unknown_fields)]
 pub struct UsersParameters {
     pub users: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SearchParameters {
+    pub q: String,
+    #[serde(alias = "after")]
+    pub cursor: Option<String>,
+    pub limit: Option<usize>,
 }
 
 #[derive(Deserialize)]
