@@ -4,7 +4,8 @@ use std::{error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const PROTOS: [&str; 6] = [
+const PROTOS: [&str; 7] = [
+    "carillon/auth/v1/account.proto",
     "carillon/auth/v1/auth.proto",
     "carillon/message/v1/message.proto",
     "carillon/presence/v1/presence.proto",

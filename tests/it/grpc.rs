@@ -61,6 +61,7 @@ async fn the_auth_service() -> Result<()> {
     let fresh = auth
         .refresh_token(RefreshTokenRequest {
             refresh_token: phone.refresh_token.clone(),
+            client: None,
         })
         .await?
         .into_inner();

@@ -3,6 +3,7 @@
 //! Ring 3 runs on embedded stores always, and on the real ones when `CARILLON_TEST_SCYLLA`, `CARILLON_TEST_REDIS` and
 //! `CARILLON_TEST_RABBITMQ` name them. Ring 4 needs `CARILLON_TEST_KUBECONFIG`. What can't run says `CARILLON-SKIPPED`.
 
+mod accounts;
 mod backup;
 mod bad_input;
 mod cluster;

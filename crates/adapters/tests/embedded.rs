@@ -64,6 +64,18 @@ async fn push_targets() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn security() {
+    let (stores, _folder) = fresh();
+    conformance::security::all(stores.security).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn people_index() {
+    let (stores, _folder) = fresh();
+    conformance::people_index::all(stores.people_index).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn people() {
     let (stores, _folder) = fresh();
     conformance::people::all(stores.people).await;

@@ -5,6 +5,41 @@ use uuid::Uuid;
 
 use crate::{DeviceId, Timestamp, UserId};
 
+/// What somebody writes of themselves; empty unless they did.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct About {
+    /// A few sentences.
+    pub bio: String,
+    /// What they are up to.
+    pub status: String,
+}
+
+/// What to change of a profile; what is `None` stays.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ProfileChange {
+    /// The shown name.
+    pub display_name: Option<String>,
+    /// See [`About::bio`].
+    pub bio: Option<String>,
+    /// See [`About::status`].
+    pub status: Option<String>,
+}
+
+impl ProfileChange {
+    /// Makes the change.
+    pub fn apply(&self, user: &mut User) {
+        for (change, field) in [
+            (&self.display_name, &mut user.display_name),
+            (&self.bio, &mut user.about.bio),
+            (&self.status, &mut user.about.status),
+        ] {
+            if let Some(text) = change {
+                text.clone_into(field);
+            }
+        }
+    }
+}
+
 /// What other people may see of an account.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct User {
@@ -16,6 +51,9 @@ pub struct User {
     pub display_name: String,
     /// When the account was made.
     pub created_at: Timestamp,
+    /// What they write of themselves.
+    #[serde(default)]
+    pub about: About,
 }
 
 /// An account with what only its owner and the auth role may see.
@@ -40,6 +78,51 @@ impl std::fmt::Debug for Account {
     }
 }
 
+/// A unique name of an account that its owner can change.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum NameKind {
+    /// The username; compared without case.
+    Username,
+    /// The lower-cased e-mail address.
+    Email,
+}
+
+impl NameKind {
+    /// All, for tables and tests.
+    pub const ALL: [Self; 2] = [Self::Username, Self::Email];
+
+    /// The field of the API.
+    pub fn field(self) -> &'static str {
+        match self {
+            Self::Username => "username",
+            Self::Email => "email",
+        }
+    }
+}
+
+impl Account {
+    /// The name of this kind, as it is written.
+    pub fn name(&self, kind: NameKind) -> Option<&str> {
+        match kind {
+            NameKind::Username => Some(&self.user.username),
+            NameKind::Email => self.email.as_deref(),
+        }
+    }
+
+    /// Gives it another name. A shown name that was only the username changes with it.
+    pub fn set_name(&mut self, kind: NameKind, name: &str) {
+        match kind {
+            NameKind::Username => {
+                if self.user.display_name == self.user.username {
+                    name.clone_into(&mut self.user.display_name);
+                }
+                name.clone_into(&mut self.user.username);
+            }
+            NameKind::Email => self.email = Some(name.to_owned()),
+        }
+    }
+}
+
 /// Who makes a request: the verified content of an access token.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Identity {
@@ -53,6 +136,49 @@ pub struct Identity {
     pub expires_at: Timestamp,
 }
 
+/// What kind of thing a device is, as its client says.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceType {
+    /// A telephone.
+    Phone,
+    /// A tablet.
+    Tablet,
+    /// A program on a computer.
+    Desktop,
+    /// A browser.
+    Web,
+    /// Anything else: a server, a watch.
+    Other,
+}
+
+impl DeviceType {
+    /// Every kind, for tables and tests.
+    pub const ALL: [Self; 5] = [
+        Self::Phone,
+        Self::Tablet,
+        Self::Desktop,
+        Self::Web,
+        Self::Other,
+    ];
+
+    /// The stable text form.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Phone => "phone",
+            Self::Tablet => "tablet",
+            Self::Desktop => "desktop",
+            Self::Web => "web",
+            Self::Other => "other",
+        }
+    }
+
+    /// The reverse of [`DeviceType::as_str`].
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+}
+
 /// What a client says of itself at login, for the session list. Every field is bounded by validation.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct ClientInfo {
@@ -62,6 +188,12 @@ pub struct ClientInfo {
     pub user_agent: Option<String>,
     /// Address that the request came from.
     pub ip: Option<String>,
+    /// What kind of thing it runs on.
+    #[serde(default)]
+    pub device_type: Option<DeviceType>,
+    /// Operating system or browser given by the client, such as "Android 16".
+    #[serde(default)]
+    pub platform: Option<String>,
 }
 
 /// A device's login: one refresh token is valid at a time.
@@ -85,6 +217,15 @@ pub struct Session {
     pub last_seen_at: Timestamp,
     /// What the client said of itself.
     pub client: ClientInfo,
+}
+
+/// A session as its owner sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SessionView {
+    /// The session.
+    pub session: Session,
+    /// Whether the device has registered for pushes.
+    pub has_push: bool,
 }
 
 /// A pair of tokens as given to a client.

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     DeviceId, Error, Result, RoomId, Sequence, Timestamp, UserId, event::RoomEvent,
-    partition::Partition, presence::PresenceState,
+    partition::Partition, presence::PresenceState, security::SecurityEventKind,
 };
 
 /// A channel of the bus.
@@ -143,6 +143,19 @@ pub enum Signal {
     BlocksChanged {
         /// Who.
         user: UserId,
+    },
+    /// Something happened to an account that its owner should know of (AUTH-12). A hint: the event is in its log.
+    Security {
+        /// Whose account.
+        user: UserId,
+        /// The event's id.
+        id: Uuid,
+        /// What.
+        kind: SecurityEventKind,
+        /// The device that it is about.
+        device: Option<DeviceId>,
+        /// When.
+        time: Timestamp,
     },
     /// A person chose a state for a device: the gateway that holds its socket renews its lease with it from now on.
     PresenceChosen {

@@ -88,6 +88,28 @@ pub fn is_display_name(text: &str) -> bool {
     (1..=80).contains(&text.trim().chars().count()) && !text.chars().any(char::is_control)
 }
 
+/// Characters that change the direction of the text around them, or can't be seen: with them a name passes for another one.
+fn is_deceptive(c: char) -> bool {
+    matches!(c,
+        '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2028}' | '\u{2029}'
+        | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// A shown name of a person: as [`is_display_name`], and nothing that hides or turns text around.
+pub fn is_shown_name(text: &str) -> bool {
+    is_display_name(text) && !text.chars().any(is_deceptive)
+}
+
+/// What somebody writes of themselves: at most 500 characters; line breaks and no other control characters.
+pub fn is_bio(text: &str) -> bool {
+    text.chars().count() <= 500 && !text.chars().any(|c| c.is_control() && c != '\n')
+}
+
+/// What somebody is up to: at most 140 characters, no control characters.
+pub fn is_status(text: &str) -> bool {
+    text.chars().count() <= 140 && !text.chars().any(char::is_control)
+}
+
 /// Checks a draft as a person may send it (MSG-04).
 pub fn draft(draft: &Draft) -> Result<()> {
     let mut problems = Problems::default();
@@ -155,6 +177,24 @@ mod tests {
         }
         for bad in ["an", "", "_ann", "ann b", "änn", &"a".repeat(33)] {
             assert!(!is_username(bad), "{bad}");
+        }
+    }
+
+    /// USER-01: emoji and other scripts are fine, tricks aren't.
+    #[test]
+    fn shown_names() {
+        for good in ["Ann", "Ænn 👩\u{200d}🚀", "安", "آن"] {
+            assert!(is_shown_name(good), "{good}");
+        }
+        for bad in [
+            "",
+            " ",
+            "a\nb",
+            "\u{202e}nnA",
+            "Ann\u{200b}",
+            &"a".repeat(81),
+        ] {
+            assert!(!is_shown_name(bad), "{bad:?}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use async_trait::async_trait;
 use carillon_domain::{
     DeviceId, ErrorCode, Result, UserId,
-    account::{ClientInfo, Identity, Session, Tokens, User},
+    account::{About, ClientInfo, DeviceType, Identity, Session, SessionView, Tokens, User},
     services::{AuthService, Login, NewAccount, TokenVerifier},
 };
 use tonic::{Request, Response, Status, transport::Channel};
@@ -132,9 +132,11 @@ impl server::AuthService for AuthServer {
         &self,
         request: Request<pb::RefreshTokenRequest>,
     ) -> Result<Response<pb::Tokens>, Status> {
-        handle(request, |_, refresh| async move {
+        let peer = request.remote_addr();
+        handle(request, |caller, refresh| async move {
+            let client = client_info(caller, peer, refresh.client);
             self.service
-                .refresh(&refresh.refresh_token)
+                .refresh(&refresh.refresh_token, client)
                 .await
                 .map(tokens_to_proto)
         })
@@ -345,9 +347,10 @@ impl AuthService for AuthClient {
         answer(tokens(given))
     }
 
-    async fn refresh(&self, refresh_token: &str) -> Result<Tokens> {
+    async fn refresh(&self, refresh_token: &str, client: ClientInfo) -> Result<Tokens> {
         let request = pb::RefreshTokenRequest {
             refresh_token: refresh_token.to_owned(),
+            client: Some(client_info_to_proto(client)),
         };
         let given = self
             .rpc
@@ -388,7 +391,7 @@ impl AuthService for AuthClient {
         Ok(ended.devices)
     }
 
-    async fn sessions(&self, who: &Identity) -> Result<Vec<Session>> {
+    async fn sessions(&self, who: &Identity) -> Result<Vec<SessionView>> {
         let request = pb::ListSessionsRequest {};
         let list = self
             .rpc
@@ -526,42 +529,56 @@ fn client_info(
     peer: Option<SocketAddr>,
     client: Option<pb::ClientInfo>,
 ) -> ClientInfo {
-    let client = client.unwrap_or_default();
+    let mut client = client_info_from_proto(client.unwrap_or_default());
+    if caller.is_external() {
+        client.ip = peer.map(|peer| peer.ip().to_string());
+    }
+    client
+}
+
+/// What is no known type of device is none.
+pub(crate) fn client_info_from_proto(client: pb::ClientInfo) -> ClientInfo {
     ClientInfo {
         device_name: client.device_name,
         user_agent: client.user_agent,
-        ip: if caller.is_external() {
-            peer.map(|peer| peer.ip().to_string())
-        } else {
-            client.ip
-        },
+        ip: client.ip,
+        device_type: client.device_type.as_deref().and_then(DeviceType::parse),
+        platform: client.platform,
     }
 }
 
-fn client_info_to_proto(client: ClientInfo) -> pb::ClientInfo {
+pub(crate) fn client_info_to_proto(client: ClientInfo) -> pb::ClientInfo {
     pb::ClientInfo {
         device_name: client.device_name,
         user_agent: client.user_agent,
         ip: client.ip,
+        device_type: client.device_type.map(|kind| kind.as_str().to_owned()),
+        platform: client.platform,
     }
 }
 
-fn user_to_proto(user: User) -> pb::User {
+pub(crate) fn user_to_proto(user: User) -> pb::User {
     pb::User {
         id: user.id.to_string(),
         username: user.username,
         display_name: user.display_name,
         created_at: Some(timestamp_to_proto(user.created_at)),
+        bio: user.about.bio,
+        status: user.about.status,
     }
 }
 
-fn user(field: &str, user: Option<pb::User>) -> Result<User> {
+pub(crate) fn user(field: &str, user: Option<pb::User>) -> Result<User> {
     let user = required(field, user)?;
     Ok(User {
         id: id("user.id", &user.id)?,
         username: user.username,
         display_name: user.display_name,
         created_at: timestamp("user.created_at", user.created_at)?,
+        about: About {
+            bio: user.bio,
+            status: user.status,
+        },
     })
 }
 
@@ -585,7 +602,8 @@ fn tokens(tokens: pb::Tokens) -> Result<Tokens> {
     })
 }
 
-fn session_to_proto(session: Session) -> pb::Session {
+fn session_to_proto(view: SessionView) -> pb::Session {
+    let SessionView { session, has_push } = view;
     pb::Session {
         user_id: session.user.to_string(),
         device_id: session.device.to_string(),
@@ -594,26 +612,25 @@ fn session_to_proto(session: Session) -> pb::Session {
         created_at: Some(timestamp_to_proto(session.created_at)),
         last_seen_at: Some(timestamp_to_proto(session.last_seen_at)),
         client: Some(client_info_to_proto(session.client)),
+        has_push,
     }
 }
 
 /// The refresh token's hash and the access token's id never leave the auth role: they are zero here.
-fn session(session: pb::Session) -> Result<Session> {
-    let client = session.client.unwrap_or_default();
-    Ok(Session {
-        user: id("user_id", &session.user_id)?,
-        device: id("device_id", &session.device_id)?,
-        refresh_hash: [0; 32],
-        access_token_id: Uuid::nil(),
-        access_expires_at: timestamp("access_expires_at", session.access_expires_at)?,
-        expires_at: timestamp("expires_at", session.expires_at)?,
-        created_at: timestamp("created_at", session.created_at)?,
-        last_seen_at: timestamp("last_seen_at", session.last_seen_at)?,
-        client: ClientInfo {
-            device_name: client.device_name,
-            user_agent: client.user_agent,
-            ip: client.ip,
+fn session(session: pb::Session) -> Result<SessionView> {
+    Ok(SessionView {
+        session: Session {
+            user: id("user_id", &session.user_id)?,
+            device: id("device_id", &session.device_id)?,
+            refresh_hash: [0; 32],
+            access_token_id: Uuid::nil(),
+            access_expires_at: timestamp("access_expires_at", session.access_expires_at)?,
+            expires_at: timestamp("expires_at", session.expires_at)?,
+            created_at: timestamp("created_at", session.created_at)?,
+            last_seen_at: timestamp("last_seen_at", session.last_seen_at)?,
+            client: client_info_from_proto(session.client.unwrap_or_default()),
         },
+        has_push: session.has_push,
     })
 }
 
@@ -651,14 +668,17 @@ mod tests {
     }
 
     prop_compose! {
-        fn any_user()(raw in uuid(), username in ".*", display_name in ".*", created_at in time()) -> User {
-            User { id: UserId(raw), username, display_name, created_at }
+        fn any_user()(raw in uuid(), username in ".*", display_name in ".*", created_at in time(), bio in ".*", status in ".*") -> User {
+            User { id: UserId(raw), username, display_name, created_at, about: About { bio, status } }
         }
     }
 
     prop_compose! {
-        fn any_client()(device_name in prop::option::of(".*"), user_agent in prop::option::of(".*"), ip in prop::option::of(".*")) -> ClientInfo {
-            ClientInfo { device_name, user_agent, ip }
+        fn any_client()(
+            device_name in prop::option::of(".*"), user_agent in prop::option::of(".*"), ip in prop::option::of(".*"),
+            device_type in prop::option::of(prop::sample::select(&DeviceType::ALL[..])), platform in prop::option::of(".*"),
+        ) -> ClientInfo {
+            ClientInfo { device_name, user_agent, ip, device_type, platform }
         }
     }
 
@@ -686,7 +706,7 @@ mod tests {
         #[test]
         fn sessions_come_back_without_their_secrets(
             user in uuid(), device in uuid(), times in prop::array::uniform4(time()), client in any_client(),
-            hash: [u8; 32], token in uuid(),
+            hash: [u8; 32], token in uuid(), has_push: bool,
         ) {
             let given = Session {
                 user: UserId(user),
@@ -700,7 +720,8 @@ mod tests {
                 client,
             };
             let expected = Session { refresh_hash: [0; 32], access_token_id: Uuid::nil(), ..given.clone() };
-            prop_assert_eq!(session(session_to_proto(given)).unwrap(), expected);
+            let view = |session| SessionView { session, has_push };
+            prop_assert_eq!(session(session_to_proto(view(given))).unwrap(), view(expected));
         }
 
         #[test]

@@ -8,6 +8,7 @@
 //! It decides nothing about chats, verifies no token itself (a [`TokenVerifier`](carillon_domain::services::TokenVerifier) is handed
 //! in), and makes no certificates.
 
+mod account;
 mod auth;
 mod connection;
 mod gate;
@@ -28,6 +29,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+pub use account::{AccountClient, AccountServer};
 pub use auth::{AuthClient, AuthServer};
 pub use connection::Credentials;
 pub use gate::InterceptorOptions;

@@ -38,7 +38,8 @@ fn callers_of(service: &str) -> &'static [PeerRole] {
             &[PeerRole::Gateway, PeerRole::Message, PeerRole::Media]
         }
         "carillon.presence.v1.PresenceService" => &[PeerRole::Gateway, PeerRole::Message],
-        "carillon.auth.v1.AuthService"
+        "carillon.auth.v1.AccountService"
+        | "carillon.auth.v1.AuthService"
         | "carillon.people.v1.PeopleService"
         | "carillon.media.v1.MediaService"
         | "carillon.notification.v1.NotificationService" => &[PeerRole::Gateway],

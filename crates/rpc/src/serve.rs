@@ -13,8 +13,8 @@ use tonic::{
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    AuthServer, InterceptorOptions, MediaServer, MessageServer, NotificationServer, PeopleServer,
-    PresenceServer, Tls, gate::GateLayer, proto,
+    AccountServer, AuthServer, InterceptorOptions, MediaServer, MessageServer, NotificationServer,
+    PeopleServer, PresenceServer, Tls, gate::GateLayer, proto,
 };
 
 /// Calls in flight per connection; further ones wait. A gateway has one connection to each replica.
@@ -28,6 +28,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct RoleServices {
     /// `carillon.auth.v1`.
     pub auth: Option<AuthServer>,
+    /// `carillon.auth.v1.AccountService`.
+    pub account: Option<AccountServer>,
     /// `carillon.people.v1`.
     pub people: Option<PeopleServer>,
     /// `carillon.message.v1`.
@@ -113,6 +115,9 @@ pub async fn serve(
     };
     if let Some(auth) = services.auth {
         mounted.add(auth.into_tonic());
+    }
+    if let Some(account) = services.account {
+        mounted.add(account.into_tonic());
     }
     if let Some(people) = services.people {
         mounted.add(people.into_tonic());

@@ -1,16 +1,20 @@
 //! Accounts, logins and tokens, contacts and blocks: the auth role, and the check of access tokens that every other role does by itself.
 //!
-//! [`Auth`] is the role: it implements [`carillon_domain::services::AuthService`] over ports, and [`People`] beside it
-//! [`carillon_domain::services::PeopleService`]. [`Verifier`] implements
+//! [`Auth`] is the role: it implements [`carillon_domain::services::AuthService`] and [`carillon_domain::services::AccountService`]
+//! over ports, and [`People`] beside it [`carillon_domain::services::PeopleService`]. [`Verifier`] implements
 //! [`carillon_domain::services::TokenVerifier`] with the public keys alone. This is the only crate that knows JWT and password
 //! hashes. It opens no connection and serves nothing; requests per address are limited by the gateway, and one-time codes are
 //! sent by an [`OtpProvider`] that is handed in.
 
+mod changes;
+mod history;
 mod keys;
 mod limits;
+mod names;
 mod otp;
 mod password;
 mod people;
+mod profiles;
 mod service;
 #[cfg(test)]
 mod tests;

@@ -246,6 +246,7 @@ mod tests {
                     username: id.to_string()[4..].to_owned(),
                     display_name: "Somebody".into(),
                     created_at: SystemClock.now(),
+                    about: Default::default(),
                 },
                 email: None,
                 phone: None,

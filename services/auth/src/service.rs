@@ -10,9 +10,13 @@ use async_trait::async_trait;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use carillon_domain::{
     Clock, DeviceId, Error, ErrorCode, Result, Timestamp, UserId,
-    account::{Account, ClientInfo, Identity, Session, Tokens, User},
+    account::{Account, ClientInfo, Identity, Session, SessionView, Tokens, User},
     network_of,
-    ports::{AccountStore, Bus, Ephemeral, PeopleStore, Rotation, SessionStore},
+    ports::{
+        AccountStore, Bus, Ephemeral, PeopleIndex, PeopleStore, PushTargetStore, Rotation,
+        SecurityLog, SessionStore,
+    },
+    security::SecurityEventKind,
     services::{AuthService, Login, NewAccount},
     signal::{Signal, Topic},
     validate,
@@ -25,8 +29,10 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::{
+    history::Notes,
     keys::{SigningKeys, VerifyingKeys},
     limits::{self, Limit},
+    names,
     otp::OtpProvider,
     password::{PasswordOptions, Passwords, Verdict},
     people::is_hidden_from,
@@ -65,8 +71,11 @@ pub struct AuthOptions {
     pub passwords: PasswordOptions,
     /// Failed logins per name and address (of IPv6: network of 64 bits) within `failed_login_window`.
     pub max_failed_logins: u64,
-    /// Failed logins per account, from all addresses and under all of its names, within `failed_login_window`.
+    /// Failed logins per account, from all addresses and under all of its names, within `failed_login_window`. After that only
+    /// networks from which somebody logged in within `known_network_for` may try: else a stranger could lock the owner out for ever.
     pub max_failed_logins_of_account: u64,
+    /// See `max_failed_logins_of_account`.
+    pub known_network_for: Duration,
     /// See `max_failed_logins`.
     pub failed_login_window: Duration,
     /// Devices that may be logged in at once; a further login ends the session that was used least lately.
@@ -92,6 +101,7 @@ impl Default for AuthOptions {
             passwords: PasswordOptions::default(),
             max_failed_logins: 10,
             max_failed_logins_of_account: 100,
+            known_network_for: Duration::from_secs(30 * 24 * 3600),
             failed_login_window: Duration::from_secs(15 * 60),
             max_devices: 100,
             ticket_ttl: Duration::from_secs(30),
@@ -115,6 +125,12 @@ pub struct Ports {
     pub accounts: Arc<dyn AccountStore>,
     /// Who blocked whom.
     pub people: Arc<dyn PeopleStore>,
+    /// People by the beginnings of their names.
+    pub people_index: Arc<dyn PeopleIndex>,
+    /// What happened to accounts.
+    pub security: Arc<dyn SecurityLog>,
+    /// Which devices get pushes.
+    pub push_targets: Arc<dyn PushTargetStore>,
     /// Sessions and the deny-list.
     pub sessions: Arc<dyn SessionStore>,
     /// Counters, tickets, pending codes.
@@ -127,10 +143,11 @@ pub struct Ports {
 
 /// The auth role.
 pub struct Auth {
-    options: AuthOptions,
-    ports: Ports,
+    pub(crate) options: AuthOptions,
+    pub(crate) ports: Ports,
     keys: RwLock<Arc<Keys>>,
-    passwords: Passwords,
+    pub(crate) passwords: Passwords,
+    pub(crate) notes: Notes,
     otp: Option<Arc<dyn OtpProvider>>,
 }
 
@@ -187,6 +204,11 @@ impl Auth {
             LOGINS.with_label_values(&[outcome]);
         }
         Ok(Self {
+            notes: Notes::new(
+                ports.security.clone(),
+                ports.bus.clone(),
+                ports.clock.clone(),
+            ),
             passwords: Passwords::new(&options.passwords).map_err(AuthOptionsError)?,
             keys: RwLock::new(Keys::new(keys)),
             options,
@@ -216,7 +238,10 @@ impl Auth {
 
     async fn try_login(&self, login: Login, client: ClientInfo) -> Result<Tokens> {
         let password = Zeroizing::new(login.password);
-        let name = login.login.trim().to_lowercase();
+        let name = match login.login.contains('@') {
+            true => names::email(&login.login),
+            false => login.login.trim().to_lowercase(),
+        };
         if name.is_empty() || name.len() > 254 || password.len() > validate::MAX_PASSWORD_BYTES {
             return Err(wrong_login());
         }
@@ -227,7 +252,7 @@ impl Auth {
         tries
             .count(by_address.clone(), self.options.max_failed_logins)
             .await?;
-        let checked = self.check_password(&name, password.clone(), &mut tries);
+        let checked = self.check_password(&name, password.clone(), &mut tries, &client);
         let checked = match checked.await {
             // A wrong password is what is counted.
             Ok(None) => return Err(wrong_login()),
@@ -238,10 +263,26 @@ impl Auth {
         tries.take_back().await;
         let (account, verdict) = checked?;
         ephemeral.remove(&by_address).await?;
-        if verdict == Verdict::RightButOutdated {
-            self.upgrade_hash(&account, password).await;
+        if let Some(known) = known_network(&account.user.id.to_string(), &network) {
+            let ttl = self.options.known_network_for;
+            ephemeral.put(&known, b"1", ttl).await?;
         }
-        self.log_in(account.user, client).await
+        let upgraded = match verdict {
+            Verdict::RightButOutdated => self.upgrade_hash(&account, password.clone()).await,
+            _ => None,
+        };
+        let (user, verified) = (account.user.id, account.password_hash);
+        let tokens = self.log_in(account.user, client).await?;
+        // A change of the password ends the sessions that it finds. It may not have found this one.
+        let now = self.ports.accounts.by_ids(&[user]).await?;
+        let now = now.first().and_then(|now| now.password_hash.clone());
+        let is_same = now.is_some() && (now == verified || now == upgraded);
+        // Another login may have upgraded the hash.
+        if !is_same && self.passwords.verify(password, now.as_deref()).await? == Verdict::Wrong {
+            self.end_other(user, tokens.device).await?;
+            return Err(wrong_login());
+        }
+        Ok(tokens)
     }
 
     /// The account whose password this is. `None`: there is no such account, or it is another password.
@@ -250,6 +291,7 @@ impl Auth {
         name: &str,
         password: Zeroizing<String>,
         tries: &mut limits::Tries<'_>,
+        client: &ClientInfo,
     ) -> Result<Option<(Account, Verdict)>> {
         let account = if name.contains('@') {
             self.ports.accounts.by_email(name).await?
@@ -261,33 +303,76 @@ impl Auth {
             .as_ref()
             .map_or_else(|| name.to_owned(), |account| account.user.id.to_string());
         let by_account = limits::key("failed-logins-of", &[&subject]);
-        tries
+        let is_known = match known_network(&subject, &network(client.ip.as_deref())) {
+            Some(known) => self.ports.ephemeral.get(&known).await?.is_some(),
+            None => false,
+        };
+        let counted = tries
             .count(by_account, self.options.max_failed_logins_of_account)
-            .await?;
+            .await;
+        if let Err(error) = counted
+            && !(is_known && error.code == ErrorCode::RateLimited)
+        {
+            if error.code == ErrorCode::RateLimited {
+                self.note_lock(&subject, account.as_ref(), client).await?;
+            }
+            return Err(error);
+        }
         let stored = account.as_ref().and_then(|a| a.password_hash.as_deref());
         let verdict = self.passwords.verify(password, stored).await?;
         Ok(match verdict {
-            Verdict::Wrong => None,
+            Verdict::Wrong => {
+                if let Some(account) = account {
+                    let client = bounded(client.clone());
+                    let kind = SecurityEventKind::LoginFailed;
+                    self.notes.note_later(account.user.id, kind, client);
+                }
+                None
+            }
             Verdict::Right | Verdict::RightButOutdated => account.map(|account| (account, verdict)),
         })
     }
 
-    /// Replaces an imported or outdated hash. A failure changes nothing for the login: the next one tries again.
-    async fn upgrade_hash(&self, account: &Account, password: Zeroizing<String>) {
-        let Some(old) = account.password_hash.as_deref() else {
-            return;
+    /// Notes that an account is locked, once for as long as it may be.
+    async fn note_lock(
+        &self,
+        subject: &str,
+        account: Option<&Account>,
+        client: &ClientInfo,
+    ) -> Result<()> {
+        let noted = limits::key("locked", &[subject]);
+        let window = self.options.failed_login_window;
+        let is_new = self.ports.ephemeral.claim(&noted, window).await?;
+        if is_new && let Some(account) = account {
+            let (kind, client) = (SecurityEventKind::Locked, bounded(client.clone()));
+            self.notes.note_later(account.user.id, kind, client);
+        }
+        Ok(())
+    }
+
+    /// What is known of the caller's device.
+    pub(crate) async fn client_of(&self, who: &Identity) -> Result<ClientInfo> {
+        let session = self.ports.sessions.get(who.user, who.device).await?;
+        Ok(session.map(|session| session.client).unwrap_or_default())
+    }
+
+    /// Replaces an imported or outdated hash; by which one. A failure changes nothing for the login: the next one tries again.
+    async fn upgrade_hash(&self, account: &Account, password: Zeroizing<String>) -> Option<String> {
+        let old = account.password_hash.as_deref()?;
+        let accounts = &self.ports.accounts;
+        let replaced = async {
+            let new = self.passwords.hash(password).await?;
+            accounts
+                .replace_password_hash(account.user.id, Some(old), &new)
+                .await?;
+            Ok::<_, Error>(new)
         };
-        let replaced = match self.passwords.hash(password).await {
-            Ok(new) => {
-                let accounts = &self.ports.accounts;
-                accounts
-                    .replace_password_hash(account.user.id, old, &new)
-                    .await
+        match replaced.await {
+            Ok(new) => Some(new),
+            Err(error) => {
+                tracing::warn!(%error, cause = error.cause_chain(), "password hash not upgraded");
+                None
             }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = replaced {
-            tracing::warn!(%error, cause = error.cause_chain(), "password hash not upgraded");
         }
     }
 
@@ -335,12 +420,13 @@ impl Auth {
                 display_name: username.clone(),
                 username,
                 created_at: self.ports.clock.now(),
+                about: Default::default(),
             },
             email: None,
             phone: Some(phone.to_owned()),
             password_hash: None,
         };
-        match self.ports.accounts.create(&account).await {
+        match self.create(&account).await {
             Ok(()) => Ok(account.user),
             // Another login with this number was faster.
             Err(error) if error.code == ErrorCode::AlreadyExists => self
@@ -352,6 +438,41 @@ impl Auth {
                 .ok_or(error),
             Err(error) => Err(error),
         }
+    }
+
+    /// People as the viewer may see them: not those who blocked them.
+    pub(crate) async fn visible(
+        &self,
+        viewer: Option<UserId>,
+        ids: &[UserId],
+    ) -> Result<Vec<User>> {
+        if ids.len() > 1000 {
+            return Err(Error::invalid("ids", "at most 1000"));
+        }
+        let between = async {
+            match viewer {
+                Some(viewer) => self.ports.people.blocked_between(viewer, ids).await,
+                None => Ok(Vec::new()),
+            }
+        };
+        let (accounts, between) = futures::try_join!(self.ports.accounts.by_ids(ids), between)?;
+        let hidden: HashSet<UserId> = between
+            .into_iter()
+            .filter(|between| between.by_other)
+            .map(|between| between.other)
+            .collect();
+        let users = accounts.into_iter().map(|account| account.user);
+        Ok(users.filter(|user| !hidden.contains(&user.id)).collect())
+    }
+
+    /// Stores a new account, and files it under its names.
+    async fn create(&self, account: &Account) -> Result<()> {
+        self.file(&account.user).await?;
+        let created = self.ports.accounts.create(account).await;
+        if created.is_err() {
+            self.unfile(&account.user).await;
+        }
+        created
     }
 
     fn otp_provider(&self) -> Result<&dyn OtpProvider> {
@@ -380,6 +501,10 @@ impl Auth {
         };
         self.ports.sessions.put(&session).await?;
         self.end_surplus_sessions(user_id, session.device).await?;
+        let kind = SecurityEventKind::LoggedIn;
+        self.notes
+            .note(user_id, kind, Some(session.device), session.client)
+            .await;
         Ok(issued.tokens)
     }
 
@@ -413,9 +538,9 @@ impl Auth {
         })
     }
 
-    /// Ends the session of the caller's own device; whether there was one. The session goes first: until all is done the caller's
+    /// Ends the session of the caller's own device; what it was. The session goes first: until all is done the caller's
     /// token still works, so that a failed call can be made again.
-    async fn end_own(&self, who: &Identity) -> Result<bool> {
+    async fn end_own(&self, who: &Identity) -> Result<Option<Session>> {
         let sessions = self.ports.sessions.as_ref();
         let session = sessions.remove(who.user, who.device).await?;
         self.deny(who.device, session.as_ref()).await?;
@@ -423,7 +548,30 @@ impl Auth {
         sessions.revoke_token(who.token_id, ends).await?;
         self.tell_revoked(who.user, who.device, Some(who.token_id))
             .await?;
-        Ok(session.is_some())
+        Ok(session)
+    }
+
+    /// Ends the session of the caller's own device and notes it; whether there was one.
+    async fn leave(&self, who: &Identity) -> Result<bool> {
+        let Some(session) = self.end_own(who).await? else {
+            return Ok(false);
+        };
+        let kind = SecurityEventKind::LoggedOut;
+        self.notes
+            .note(who.user, kind, Some(who.device), session.client)
+            .await;
+        Ok(true)
+    }
+
+    /// Ends the sessions of all devices but the caller's; how many there were.
+    pub(crate) async fn end_others(&self, who: &Identity) -> Result<u64> {
+        let mut ended = 0;
+        for session in self.ports.sessions.list(who.user).await? {
+            if session.device != who.device {
+                ended += u64::from(self.end_other(who.user, session.device).await?);
+            }
+        }
+        Ok(ended)
     }
 
     /// Ends the session of any other device; whether there was one. The session goes last: until all is done it is still found,
@@ -480,9 +628,14 @@ impl Auth {
         self.ports.bus.publish(topic, signal).await
     }
 
-    async fn reused(&self, claims: &Claims) -> Result<Error> {
+    async fn reused(&self, claims: &Claims, client: ClientInfo) -> Result<Error> {
         tracing::warn!(user = %claims.sub, device = %claims.did, "a refresh token was used again: the session is ended");
-        self.end_other(claims.sub, claims.did).await?;
+        if self.end_other(claims.sub, claims.did).await? {
+            let kind = SecurityEventKind::TokenReused;
+            self.notes
+                .note(claims.sub, kind, Some(claims.did), bounded(client))
+                .await;
+        }
         Ok(Error::unauthenticated(
             "the refresh token was used before: the session was ended, log in again",
         ))
@@ -494,19 +647,11 @@ impl AuthService for Auth {
     #[tracing::instrument(name = "auth.register", skip_all)]
     async fn register(&self, account: NewAccount) -> Result<User> {
         let password = Zeroizing::new(account.password);
-        let (username, email) = (account.username, account.email.trim().to_lowercase());
+        let (username, email) = (account.username, names::email(&account.email));
         let mut problems = validate::Problems::default();
-        problems.check(
-            validate::is_username(&username),
-            "username",
-            "3 to 32 letters, digits, '_', '.' or '-', beginning with a letter or digit",
-        );
-        problems.check(validate::is_email(&email), "email", "an e-mail address");
-        problems.check(
-            validate::is_password(&password),
-            "password",
-            "at least 8 characters, at most 256 bytes",
-        );
+        check_username(&mut problems, &username);
+        check_email(&mut problems, &email);
+        check_new_password(&mut problems, "password", &password);
         problems.into_result()?;
         // The store decides; asking first saves the hashing, and names every field that is taken.
         let (by_name, by_email) = futures::try_join!(
@@ -528,12 +673,13 @@ impl AuthService for Auth {
                 display_name: username.clone(),
                 username,
                 created_at: self.ports.clock.now(),
+                about: Default::default(),
             },
             email: Some(email),
             phone: None,
             password_hash: Some(self.passwords.hash(password).await?),
         };
-        self.ports.accounts.create(&account).await?;
+        self.create(&account).await?;
         Ok(account.user)
     }
 
@@ -588,7 +734,7 @@ impl AuthService for Auth {
     }
 
     #[tracing::instrument(name = "auth.refresh", skip_all)]
-    async fn refresh(&self, refresh_token: &str) -> Result<Tokens> {
+    async fn refresh(&self, refresh_token: &str, client: ClientInfo) -> Result<Tokens> {
         let claims = Claims::verify(
             refresh_token,
             &self.keys().public,
@@ -605,7 +751,7 @@ impl AuthService for Auth {
             .ok_or_else(ended)?;
         let old_hash: [u8; 32] = Sha256::digest(refresh_token).into();
         if !bool::from(session.refresh_hash.ct_eq(&old_hash)) {
-            return Err(self.reused(&claims).await?);
+            return Err(self.reused(&claims, client).await?);
         }
         let accounts = self.ports.accounts.by_ids(&[claims.sub]).await?;
         let user = accounts.into_iter().next().ok_or_else(ended)?.user;
@@ -616,69 +762,72 @@ impl AuthService for Auth {
             access_expires_at: issued.access.expires_at(),
             expires_at: issued.refresh_ends,
             last_seen_at: now,
+            client: renewed(session.client.clone(), client.clone()),
             ..session
         };
         match rotate(sessions, &old_hash, &next).await? {
             Rotation::Rotated => Ok(issued.tokens),
-            Rotation::Reused => Err(self.reused(&claims).await?),
+            Rotation::Reused => Err(self.reused(&claims, client).await?),
             Rotation::Unknown => Err(ended()),
         }
     }
 
     #[tracing::instrument(name = "auth.logout", skip_all)]
     async fn logout(&self, who: &Identity) -> Result<()> {
-        self.end_own(who).await.map(drop)
+        self.leave(who).await.map(drop)
     }
 
     #[tracing::instrument(name = "auth.logout_all", skip_all)]
     async fn logout_all(&self, who: &Identity) -> Result<u64> {
-        let mut ended = 0;
-        for session in self.ports.sessions.list(who.user).await? {
-            if session.device != who.device {
-                ended += u64::from(self.end_other(who.user, session.device).await?);
-            }
-        }
+        let mut ended = self.end_others(who).await?;
         // The caller's own comes last: until all is done, a failed call can be made again.
-        ended += u64::from(self.end_own(who).await?);
+        let own = self.end_own(who).await?;
+        ended += u64::from(own.is_some());
+        if ended > 0 {
+            let kind = SecurityEventKind::AllSessionsEnded;
+            let client = own.map(|session| session.client).unwrap_or_default();
+            self.notes
+                .note(who.user, kind, Some(who.device), client)
+                .await;
+        }
         Ok(ended)
     }
 
-    async fn sessions(&self, who: &Identity) -> Result<Vec<Session>> {
-        self.ports.sessions.list(who.user).await
+    async fn sessions(&self, who: &Identity) -> Result<Vec<SessionView>> {
+        let users = [who.user];
+        let (sessions, targets) = futures::try_join!(
+            self.ports.sessions.list(who.user),
+            self.ports.push_targets.of_users(&users)
+        )?;
+        let has_push: HashSet<DeviceId> = targets.iter().map(|target| target.device).collect();
+        Ok(sessions
+            .into_iter()
+            .map(|session| SessionView {
+                has_push: has_push.contains(&session.device),
+                session,
+            })
+            .collect())
     }
 
     #[tracing::instrument(name = "auth.end_session", skip_all)]
     async fn end_session(&self, who: &Identity, device: DeviceId) -> Result<()> {
-        let ended = if device == who.device {
-            self.end_own(who).await?
-        } else {
-            self.end_other(who.user, device).await?
-        };
-        if ended {
-            Ok(())
-        } else {
-            Err(Error::not_found("session"))
+        if device == who.device {
+            return match self.leave(who).await? {
+                true => Ok(()),
+                false => Err(Error::not_found("session")),
+            };
         }
+        if !self.end_other(who.user, device).await? {
+            return Err(Error::not_found("session"));
+        }
+        let client = self.client_of(who).await.unwrap_or_default();
+        let kind = SecurityEventKind::SessionEnded;
+        self.notes.note(who.user, kind, Some(device), client).await;
+        Ok(())
     }
 
     async fn users(&self, viewer: Option<UserId>, ids: &[UserId]) -> Result<Vec<User>> {
-        if ids.len() > 1000 {
-            return Err(Error::invalid("ids", "at most 1000"));
-        }
-        let between = async {
-            match viewer {
-                Some(viewer) => self.ports.people.blocked_between(viewer, ids).await,
-                None => Ok(Vec::new()),
-            }
-        };
-        let (accounts, between) = futures::try_join!(self.ports.accounts.by_ids(ids), between)?;
-        let hidden: HashSet<UserId> = between
-            .into_iter()
-            .filter(|between| between.by_other)
-            .map(|between| between.other)
-            .collect();
-        let users = accounts.into_iter().map(|account| account.user);
-        Ok(users.filter(|user| !hidden.contains(&user.id)).collect())
+        self.visible(viewer, ids).await
     }
 
     async fn user_by_name(&self, viewer: Option<UserId>, username: &str) -> Result<Option<User>> {
@@ -782,6 +931,26 @@ fn counted(result: Result<Tokens>) -> Result<Tokens> {
     result
 }
 
+pub(crate) fn check_username(problems: &mut validate::Problems, username: &str) {
+    problems.check(
+        validate::is_username(username),
+        "username",
+        "3 to 32 letters, digits, '_', '.' or '-', beginning with a letter or digit",
+    );
+}
+
+pub(crate) fn check_email(problems: &mut validate::Problems, email: &str) {
+    problems.check(validate::is_email(email), "email", "an e-mail address");
+}
+
+pub(crate) fn check_new_password(problems: &mut validate::Problems, field: &str, password: &str) {
+    problems.check(
+        validate::is_password(password),
+        field,
+        "at least 8 characters, at most 256 bytes",
+    );
+}
+
 /// The same for an unknown name and a wrong password.
 fn wrong_login() -> Error {
     Error::unauthenticated("the login or the password is wrong")
@@ -794,6 +963,11 @@ fn network(ip: Option<&str>) -> String {
         |_| text.to_owned(),
         |address| network_of(address).to_string(),
     )
+}
+
+/// Where it is noted that somebody logged in to an account from a network; `None` when there is no telling the network.
+fn known_network(subject: &str, network: &str) -> Option<String> {
+    (!network.is_empty()).then(|| limits::key("known-network", &[subject, network]))
 }
 
 fn wrong_code() -> Error {
@@ -811,6 +985,18 @@ fn check_phone(phone: &str) -> Result<()> {
     }
 }
 
+/// What is known of a client after it said more of itself.
+fn renewed(before: ClientInfo, now: ClientInfo) -> ClientInfo {
+    let now = bounded(now);
+    ClientInfo {
+        device_name: now.device_name.or(before.device_name),
+        user_agent: now.user_agent.or(before.user_agent),
+        ip: now.ip.or(before.ip),
+        device_type: now.device_type.or(before.device_type),
+        platform: now.platform.or(before.platform),
+    }
+}
+
 /// Cuts what a client says of itself to what the session list shows.
 fn bounded(client: ClientInfo) -> ClientInfo {
     let cut = |text: Option<String>, length: usize| {
@@ -824,5 +1010,7 @@ fn bounded(client: ClientInfo) -> ClientInfo {
         device_name: cut(client.device_name, 64),
         user_agent: cut(client.user_agent, 256),
         ip: cut(client.ip, 45),
+        device_type: client.device_type,
+        platform: cut(client.platform, 64),
     }
 }

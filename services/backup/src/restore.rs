@@ -5,8 +5,9 @@ use std::sync::Arc;
 use carillon_domain::{
     Error, Result, RoomId, UserId,
     media::Media,
+    names::search_terms,
     ports::{
-        AccountStore, Archive, BackupStore, BlobStore, Floor, MediaIndex, PeopleStore,
+        AccountStore, Archive, BackupStore, BlobStore, Floor, MediaIndex, PeopleIndex, PeopleStore,
         PushTargetStore,
     },
     room::{Restrictions, Standing},
@@ -33,6 +34,8 @@ pub struct Target {
     pub archive: Arc<dyn Archive>,
     /// Accounts.
     pub accounts: Arc<dyn AccountStore>,
+    /// Who is found by which name; made from the accounts.
+    pub people_index: Arc<dyn PeopleIndex>,
     /// Contacts and blocks.
     pub people: Arc<dyn PeopleStore>,
     /// Where pushes go.
@@ -200,7 +203,13 @@ fn key(record: &Record) -> u128 {
 impl Target {
     async fn write(&self, record: Record) -> Result<()> {
         match record {
-            Record::Account(account) => self.accounts.create(&account).await,
+            Record::Account(account) => {
+                // As when an account is made: filed first, so that nobody is missing.
+                for term in search_terms(&account.user) {
+                    self.people_index.put(&term, account.user.id).await?;
+                }
+                self.accounts.create(&account).await
+            }
             Record::Related {
                 relation,
                 user,

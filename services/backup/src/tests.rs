@@ -54,6 +54,7 @@ impl Store {
         Ports {
             archive: stores.archive.clone(),
             accounts: stores.accounts.clone(),
+            people_index: stores.people_index.clone(),
             people: stores.people.clone(),
             rooms: stores.rooms.clone(),
             log: stores.log.clone(),
@@ -80,6 +81,7 @@ impl Store {
         Target {
             archive: ports.archive,
             accounts: ports.accounts,
+            people_index: ports.people_index,
             people: ports.people,
             push_targets: ports.push_targets,
             media: ports.media,

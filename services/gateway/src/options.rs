@@ -7,8 +7,8 @@ use carillon_domain::{
     limit::Algorithm,
     ports::{Bus, Probe, RateLimiter},
     services::{
-        AuthService, MediaService, MessageService, NotificationService, PeopleService,
-        PresenceService, TokenVerifier,
+        AccountService, AuthService, MediaService, MessageService, NotificationService,
+        PeopleService, PresenceService, TokenVerifier,
     },
 };
 use ipnet::IpNet;
@@ -137,6 +137,8 @@ impl GatewayOptions {
 pub struct Services {
     /// Accounts and tokens.
     pub auth: Arc<dyn AuthService>,
+    /// What people do with their own accounts.
+    pub accounts: Arc<dyn AccountService>,
     /// Checks access tokens in this process.
     pub verifier: Arc<dyn TokenVerifier>,
     /// Contacts and blocks.

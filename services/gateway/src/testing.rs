@@ -16,18 +16,19 @@ use carillon_adapters::limits::MemoryLimiter;
 use carillon_domain::{
     ClientMessageId, Clock, DeviceId, Error, ErrorCode, MediaId, MessageId, Result, RoomId,
     Sequence, Timestamp, UserId,
-    account::{ClientInfo, Identity, Session, Tokens, User},
+    account::{ClientInfo, Identity, ProfileChange, Session, SessionView, Tokens, User},
     event::{Draft, EventBody, Mentions, Message, MessageType, Revision, RoomEvent, StoredMessage},
     media::Media,
     people::{Hidden, Related},
     ports::{Bus, BusItem, Reached, ReadMark, Receipt, Restricted, Subscriptions},
     presence::{Lease, Presence, PresenceState},
     room::{Member, Restrictions, Role, Room, RoomKind, RoomRules},
+    security::{History, SecurityEvent, SecurityEventKind},
     services::{
-        AuthService, EventPage, HistoryQuery, Login, MediaService, MessageService, NewAccount,
-        NewMedia, NewPushTarget, NewRoom, NotificationService, PeopleService, PresenceService,
-        ResolvedRoom, Restriction, RoomChange, RoomHead, RoomOverview, RoomSummary, RoomView,
-        SendOutcome, TokenVerifier,
+        AccountService, AuthService, EventPage, FoundUsers, HistoryQuery, Login, MediaService,
+        MessageService, NewAccount, NewMedia, NewPushTarget, NewRoom, NotificationService,
+        PeopleService, PresenceService, ResolvedRoom, Restriction, RoomChange, RoomHead,
+        RoomOverview, RoomSummary, RoomView, SendOutcome, TokenVerifier,
     },
     signal::{Activity, Signal, Topic},
 };
@@ -86,6 +87,7 @@ impl Town {
     pub fn services(self: &Arc<Self>) -> Services {
         Services {
             auth: self.clone(),
+            accounts: self.clone(),
             verifier: self.clone(),
             people: self.clone(),
             messages: self.clone(),
@@ -355,6 +357,7 @@ fn user(id: UserId) -> User {
         username: "ann".into(),
         display_name: "Ann".into(),
         created_at: Timestamp(0),
+        about: Default::default(),
     }
 }
 
@@ -419,7 +422,7 @@ impl AuthService for Town {
         Ok(tokens(&somebody()))
     }
 
-    async fn refresh(&self, _refresh_token: &str) -> Result<Tokens> {
+    async fn refresh(&self, _refresh_token: &str, _client: ClientInfo) -> Result<Tokens> {
         Ok(tokens(&somebody()))
     }
 
@@ -431,11 +434,11 @@ impl AuthService for Town {
         Ok(0)
     }
 
-    async fn sessions(&self, who: &Identity) -> Result<Vec<Session>> {
+    async fn sessions(&self, who: &Identity) -> Result<Vec<SessionView>> {
         if self.ended.lock().contains(&who.device) {
             return Ok(Vec::new());
         }
-        Ok(vec![Session {
+        let session = Session {
             user: who.user,
             device: who.device,
             refresh_hash: [0; 32],
@@ -445,6 +448,10 @@ impl AuthService for Town {
             created_at: Timestamp(0),
             last_seen_at: Timestamp(0),
             client: ClientInfo::default(),
+        };
+        Ok(vec![SessionView {
+            session,
+            has_push: false,
         }])
     }
 
@@ -488,6 +495,97 @@ impl AuthService for Town {
             .lock()
             .remove(ticket)
             .ok_or_else(|| Error::unauthenticated("the ticket is not valid"))
+    }
+}
+
+#[async_trait]
+impl AccountService for Town {
+    async fn history(
+        &self,
+        who: &Identity,
+        history: History,
+        before: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Vec<SecurityEvent>> {
+        let kind = match history {
+            History::Logins => SecurityEventKind::LoggedIn,
+            History::Security => SecurityEventKind::TokenReused,
+        };
+        let last = before.map_or(3, |before| before.as_u128());
+        let ids = (1..last).rev().take(limit);
+        let events = ids.map(|id| SecurityEvent {
+            id: Uuid::from_u128(id),
+            time: Timestamp(0),
+            kind,
+            device: Some(who.device),
+            client: ClientInfo::default(),
+        });
+        Ok(events.collect())
+    }
+
+    async fn change_profile(&self, who: &Identity, change: ProfileChange) -> Result<User> {
+        let mut user = user(who.user);
+        change.apply(&mut user);
+        Ok(user)
+    }
+
+    async fn search(
+        &self,
+        _who: &Identity,
+        query: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<FoundUsers> {
+        let found = User {
+            username: format!("{query} {after:?} {limit}"),
+            ..user(UserId::new())
+        };
+        Ok(FoundUsers {
+            users: vec![found],
+            next: Some("further".into()),
+        })
+    }
+
+    async fn change_username(
+        &self,
+        who: &Identity,
+        username: &str,
+        password: Option<String>,
+    ) -> Result<User> {
+        check_password(password, "password")?;
+        Ok(User {
+            username: username.to_owned(),
+            ..user(who.user)
+        })
+    }
+
+    async fn change_email(
+        &self,
+        _who: &Identity,
+        _email: &str,
+        password: Option<String>,
+    ) -> Result<()> {
+        check_password(password, "password")
+    }
+
+    async fn change_password(
+        &self,
+        _who: &Identity,
+        current: Option<String>,
+        _new: String,
+    ) -> Result<()> {
+        check_password(current, "current_password")
+    }
+}
+
+fn check_password(password: Option<String>, field: &str) -> Result<()> {
+    match password.as_deref() {
+        Some("right password") => Ok(()),
+        Some(_) => Err(
+            Error::new(ErrorCode::PermissionDenied, "the password is wrong")
+                .with_field(field, "is wrong"),
+        ),
+        None => Err(Error::invalid(field, "is required")),
     }
 }
 

@@ -80,6 +80,7 @@ impl World {
             username: name.to_owned(),
             display_name: name.to_owned(),
             created_at: SystemClock.now(),
+            about: Default::default(),
         };
         let account = Account {
             user: user.clone(),

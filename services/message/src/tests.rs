@@ -275,6 +275,7 @@ impl World {
             username: format!("u{}", &UserId::new().0.simple().to_string()[8..]),
             display_name: "somebody".into(),
             created_at: SystemClock.now(),
+            about: Default::default(),
         };
         let account = Account {
             user: user.clone(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use carillon_domain::{
     ErrorCode, Timestamp, UserId,
-    account::{Account, User},
+    account::{About, Account, NameKind, ProfileChange, User},
     ports::AccountStore,
 };
 
@@ -18,7 +18,16 @@ pub async fn all(store: Arc<dyn AccountStore>) {
     unknown_accounts_are_left_out(&*store).await;
     a_thousand_ids_are_read_at_once(&*store).await;
     a_password_hash_is_replaced_if_it_is_the_old_one(&*store).await;
-    one_of_concurrent_replacements_wins(store).await;
+    one_of_concurrent_replacements_wins(store.clone()).await;
+    a_first_password_hash_is_set_once(&*store).await;
+    a_changed_name_replaces_the_old_one(&*store).await;
+    a_name_can_be_written_differently(&*store).await;
+    a_name_is_changed_only_from_what_it_is(&*store).await;
+    a_name_of_somebody_else_is_refused(&*store).await;
+    a_name_can_be_taken_back(&*store).await;
+    one_of_concurrent_changes_and_creations_wins(store.clone()).await;
+    two_may_trade_names(store.clone()).await;
+    a_profile_is_changed_in_part(&*store).await;
 }
 
 /// An account with fresh names.
@@ -31,6 +40,10 @@ fn account() -> Account {
             username: format!("Ann-{}", &unique[6..]),
             display_name: "Ann 👋".into(),
             created_at: Timestamp(1_700_000_000_123),
+            about: About {
+                bio: "Über\nmich".into(),
+                status: "🎣".into(),
+            },
         },
         email: Some(format!("{unique}@example.com")),
         phone: Some(format!("+49{}", id.0.as_u128() % 10_000_000_000_000)),
@@ -192,8 +205,12 @@ pub async fn a_password_hash_is_replaced_if_it_is_the_old_one(store: &dyn Accoun
     let account = account();
     store.create(&account).await.unwrap();
     let (id, old) = (account.user.id, account.password_hash.unwrap());
-    let replace =
-        async |old: &str, new: &str| store.replace_password_hash(id, old, new).await.unwrap();
+    let replace = async |old: &str, new: &str| {
+        store
+            .replace_password_hash(id, Some(old), new)
+            .await
+            .unwrap()
+    };
     assert!(
         !replace("another", "new").await,
         "not with another old hash"
@@ -203,7 +220,7 @@ pub async fn a_password_hash_is_replaced_if_it_is_the_old_one(store: &dyn Accoun
     let found = store.by_ids(&[id]).await.unwrap();
     assert_eq!(found[0].password_hash.as_deref(), Some("new"));
     assert!(found[0].email == account.email, "nothing else changes");
-    let unknown = store.replace_password_hash(UserId::new(), &old, "new");
+    let unknown = store.replace_password_hash(UserId::new(), Some(&old), "new");
     assert!(!unknown.await.unwrap(), "not of an unknown account");
 }
 
@@ -217,7 +234,7 @@ pub async fn one_of_concurrent_replacements_wins(store: Arc<dyn AccountStore>) {
             tokio::spawn(async move {
                 let old = account.password_hash.unwrap();
                 store
-                    .replace_password_hash(account.user.id, &old, &format!("new-{n}"))
+                    .replace_password_hash(account.user.id, Some(&old), &format!("new-{n}"))
                     .await
                     .unwrap()
             })
@@ -228,4 +245,245 @@ pub async fn one_of_concurrent_replacements_wins(store: Arc<dyn AccountStore>) {
         winners += u32::from(attempt.await.unwrap());
     }
     assert_eq!(winners, 1, "exactly one replacement of one hash");
+}
+
+/// AUTH-09: an account without a password gets one, once, and an unknown one doesn't come to be.
+pub async fn a_first_password_hash_is_set_once(store: &dyn AccountStore) {
+    let mut account = account();
+    account.password_hash = None;
+    store.create(&account).await.unwrap();
+    let id = account.user.id;
+    let set = async |id, new: &str| store.replace_password_hash(id, None, new).await.unwrap();
+    assert!(set(id, "first").await);
+    assert!(!set(id, "second").await);
+    let unknown = UserId::new();
+    assert!(!set(unknown, "first").await);
+    let found = store.by_ids(&[id, unknown]).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].password_hash.as_deref(), Some("first"));
+}
+
+fn new_name(kind: NameKind) -> String {
+    let fresh = account();
+    fresh.name(kind).unwrap().to_owned()
+}
+
+async fn by(store: &dyn AccountStore, kind: NameKind, name: &str) -> Option<Account> {
+    match kind {
+        NameKind::Username => store.by_username(name).await.unwrap(),
+        NameKind::Email => store.by_email(name).await.unwrap(),
+    }
+}
+
+async fn rename(store: &dyn AccountStore, account: &mut Account, kind: NameKind, new: &str) {
+    let old = account.name(kind).map(str::to_owned);
+    let renamed = store.rename(account.user.id, kind, old.as_deref(), new);
+    assert!(renamed.await.unwrap());
+    account.set_name(kind, new);
+}
+
+/// AUTH-09: the account is found under the new name, and the old one is free at once.
+pub async fn a_changed_name_replaces_the_old_one(store: &dyn AccountStore) {
+    for kind in NameKind::ALL {
+        let mut account = self::account();
+        account.user.display_name.clone_from(&account.user.username);
+        if kind == NameKind::Email {
+            account.email = None;
+        }
+        store.create(&account).await.unwrap();
+        for _ in 0..3 {
+            let old = account.name(kind).map(str::to_owned);
+            let new = new_name(kind);
+            rename(store, &mut account, kind, &new).await;
+            let found = store.by_ids(&[account.user.id]).await.unwrap();
+            assert!(found == [account.clone()], "nothing else changed: {kind:?}");
+            assert!(by(store, kind, &new).await.as_ref() == Some(&account));
+            let Some(old) = old else { continue };
+            assert!(by(store, kind, &old).await.is_none());
+            let mut heir = self::account();
+            heir.set_name(kind, &old);
+            store.create(&heir).await.expect("the old name is free");
+        }
+    }
+}
+
+/// AUTH-09: only its case changes, and the name stays taken.
+pub async fn a_name_can_be_written_differently(store: &dyn AccountStore) {
+    let mut account = account();
+    store.create(&account).await.unwrap();
+    let upper = account.user.username.to_uppercase();
+    for new in [upper.clone(), upper] {
+        rename(store, &mut account, NameKind::Username, &new).await;
+        let lower = account.user.username.to_lowercase();
+        let found = store.by_username(&lower).await.unwrap();
+        assert!(found.as_ref() == Some(&account));
+        let mut other = self::account();
+        other.user.username = lower;
+        let refused = store.create(&other).await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::AlreadyExists);
+    }
+}
+
+/// AUTH-09: whoever saw the account before another change changes nothing, and leaves the name that they wanted free.
+pub async fn a_name_is_changed_only_from_what_it_is(store: &dyn AccountStore) {
+    for kind in NameKind::ALL {
+        let account = account();
+        store.create(&account).await.unwrap();
+        let (wanted, wrong) = (new_name(kind), new_name(kind));
+        for (id, old) in [
+            (account.user.id, Some(wrong.as_str())),
+            (account.user.id, None),
+            (UserId::new(), account.name(kind)),
+        ] {
+            if old.is_none() && kind == NameKind::Username {
+                continue;
+            }
+            assert!(!store.rename(id, kind, old, &wanted).await.unwrap());
+        }
+        let found = store.by_ids(&[account.user.id]).await.unwrap();
+        assert!(found == [account]);
+        let mut other = self::account();
+        other.set_name(kind, &wanted);
+        store.create(&other).await.unwrap();
+    }
+}
+
+/// AUTH-09: a taken name is `AlreadyExists` with its field, and nothing changes.
+pub async fn a_name_of_somebody_else_is_refused(store: &dyn AccountStore) {
+    for kind in NameKind::ALL {
+        let (account, other) = (account(), account());
+        store.create(&account).await.unwrap();
+        store.create(&other).await.unwrap();
+        let taken = other.name(kind).unwrap();
+        let refused = store.rename(account.user.id, kind, account.name(kind), taken);
+        let error = refused.await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::AlreadyExists);
+        assert_eq!(error.fields[0].field, kind.field());
+        for account in [&account, &other] {
+            let found = by(store, kind, account.name(kind).unwrap()).await;
+            assert!(found.as_ref() == Some(account));
+        }
+    }
+}
+
+/// AUTH-09: back to the old name, again and again.
+pub async fn a_name_can_be_taken_back(store: &dyn AccountStore) {
+    for kind in NameKind::ALL {
+        let mut account = account();
+        store.create(&account).await.unwrap();
+        let (first, second) = (account.name(kind).unwrap().to_owned(), new_name(kind));
+        for new in [&second, &first, &second, &first] {
+            rename(store, &mut account, kind, new).await;
+        }
+        assert!(by(store, kind, &first).await.as_ref() == Some(&account));
+        assert!(by(store, kind, &second).await.is_none());
+    }
+}
+
+/// AUTH-09: of many who want one name, by changing theirs or by a new account, exactly one gets it.
+pub async fn one_of_concurrent_changes_and_creations_wins(store: Arc<dyn AccountStore>) {
+    for kind in NameKind::ALL {
+        let wanted = new_name(kind);
+        let mut attempts = Vec::new();
+        for n in 0..8 {
+            let (store, wanted, mut account) = (store.clone(), wanted.clone(), account());
+            let is_change = n % 2 == 0;
+            if is_change {
+                store.create(&account).await.unwrap();
+            }
+            attempts.push(tokio::spawn(async move {
+                let id = account.user.id;
+                if is_change {
+                    let changed = store.rename(id, kind, account.name(kind), &wanted);
+                    return (id, changed.await.map(|done| assert!(done)));
+                }
+                account.set_name(kind, &wanted);
+                (id, store.create(&account).await)
+            }));
+        }
+        let mut winners = Vec::new();
+        for attempt in attempts {
+            match attempt.await.unwrap() {
+                (id, Ok(())) => winners.push(id),
+                (_, Err(error)) => assert_eq!(error.code, ErrorCode::AlreadyExists, "{error}"),
+            }
+        }
+        assert_eq!(winners.len(), 1, "exactly one has the {}", kind.field());
+        let found = by(&*store, kind, &wanted).await;
+        assert_eq!(found.map(|found| found.user.id), Some(winners[0]));
+    }
+}
+
+/// AUTH-09: two who want each other's name at once: each has one name in the end, by which they are found, and no name has two.
+pub async fn two_may_trade_names(store: Arc<dyn AccountStore>) {
+    for kind in NameKind::ALL {
+        let (ann, bob) = (account(), account());
+        store.create(&ann).await.unwrap();
+        store.create(&bob).await.unwrap();
+        let attempts = [(&ann, &bob), (&bob, &ann)].map(|(who, of)| {
+            let (store, who) = (store.clone(), who.clone());
+            let new = of.name(kind).unwrap().to_owned();
+            tokio::spawn(async move {
+                let old = who.name(kind);
+                store.rename(who.user.id, kind, old, &new).await
+            })
+        });
+        for attempt in attempts {
+            if let Err(error) = attempt.await.unwrap() {
+                assert_eq!(error.code, ErrorCode::AlreadyExists, "{error}");
+            }
+        }
+        let ids = [ann.user.id, bob.user.id];
+        let now = store.by_ids(&ids).await.unwrap();
+        assert_eq!(now.len(), 2);
+        for account in &now {
+            let found = by(&*store, kind, account.name(kind).unwrap()).await;
+            assert!(found.as_ref() == Some(account));
+        }
+    }
+}
+
+/// USER-01: what isn't named stays, and nobody comes to be by it.
+pub async fn a_profile_is_changed_in_part(store: &dyn AccountStore) {
+    let mut account = account();
+    store.create(&account).await.unwrap();
+    let text = |text: &str| Some(text.to_owned());
+    for change in [
+        ProfileChange {
+            display_name: text("Änn 🦊"),
+            ..ProfileChange::default()
+        },
+        ProfileChange {
+            bio: text("line\nline"),
+            status: text(""),
+            ..ProfileChange::default()
+        },
+        ProfileChange {
+            display_name: text("x"),
+            bio: text(""),
+            status: text("away"),
+        },
+        ProfileChange::default(),
+    ] {
+        assert!(
+            store
+                .change_profile(account.user.id, &change)
+                .await
+                .unwrap()
+        );
+        change.apply(&mut account.user);
+        let found = store.by_ids(&[account.user.id]).await.unwrap();
+        assert!(found == [account.clone()], "{change:?}");
+        let unknown = UserId::new();
+        assert!(!store.change_profile(unknown, &change).await.unwrap());
+        assert!(store.by_ids(&[unknown]).await.unwrap().is_empty());
+    }
+    // The name is still there to be changed.
+    rename(
+        store,
+        &mut account,
+        NameKind::Username,
+        &new_name(NameKind::Username),
+    )
+    .await;
 }

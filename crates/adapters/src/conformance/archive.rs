@@ -5,13 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use carillon_domain::{
     DeviceId, MediaId, RoomId, Sequence, Timestamp, UserId,
-    account::{Account, User},
+    account::{About, Account, User},
     event::{EventBody, Mentions},
     media::Media,
     people::Relation,
     ports::{
-        AccountStore, Archive, Floor, MediaIndex, PeopleStore, PushTargetStore, Reached, ReadMark,
-        RoomLog, RoomStore,
+        AccountStore, Archive, Floor, MediaIndex, PeopleIndex, PeopleStore, PushTargetStore,
+        Reached, ReadMark, RoomLog, RoomStore,
     },
     push::{PushProvider, PushTarget},
     room::{Role, Room, RoomKind, RoomRules},
@@ -26,6 +26,8 @@ pub struct Ports {
     pub archive: Arc<dyn Archive>,
     /// Accounts.
     pub accounts: Arc<dyn AccountStore>,
+    /// Who is found by which name.
+    pub people_index: Arc<dyn PeopleIndex>,
     /// Contacts and blocks.
     pub people: Arc<dyn PeopleStore>,
     /// Rooms.
@@ -72,6 +74,10 @@ pub async fn fill(ports: &Ports) -> Filled {
                 username: format!("Person{number}"),
                 display_name: format!("Zoë {number}"),
                 created_at: Timestamp(1_700_000_000_000 + number as i64),
+                about: About {
+                    bio: "tea, not coffee".to_owned(),
+                    status: format!("away {number}"),
+                },
             },
             email: (number % 2 == 0).then(|| format!("p{number}@example.com")),
             phone: (number % 3 == 0).then(|| format!("+4930000{number}")),

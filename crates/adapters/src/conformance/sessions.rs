@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use carillon_domain::{
     Clock, DeviceId, Timestamp, UserId,
-    account::{ClientInfo, Session},
+    account::{ClientInfo, DeviceType, Session},
     ports::{Rotation, SessionStore},
     time::SystemClock,
 };
@@ -45,6 +45,8 @@ fn session(user: UserId, device: DeviceId, hash: u8) -> Session {
             device_name: Some("Zoë's phone 📱".into()),
             user_agent: Some("agent/1.0 \"quoted\"".into()),
             ip: Some("2001:db8::1".into()),
+            device_type: Some(DeviceType::Phone),
+            platform: Some("Zoë OS 1".into()),
         },
     }
 }

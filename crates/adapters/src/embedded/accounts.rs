@@ -1,9 +1,14 @@
-//! [`AccountStore`]: accounts by id, and an entry per name. A creation checks and writes all of them as one change.
+//! [`AccountStore`]: accounts by id, and an entry per name. A creation or change checks and writes all of them as one
+//! change.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use carillon_domain::{Error, ErrorCode, Result, UserId, account::Account, ports::AccountStore};
+use carillon_domain::{
+    Error, ErrorCode, Result, UserId,
+    account::{Account, NameKind, ProfileChange},
+    ports::AccountStore,
+};
 use uuid::Uuid;
 
 use super::{
@@ -74,19 +79,76 @@ impl AccountStore for Accounts {
         by_name(&self.0.view(), &tagged(PHONE, phone.as_bytes()))
     }
 
-    async fn replace_password_hash(&self, user: UserId, old: &str, new: &str) -> Result<bool> {
+    async fn replace_password_hash(
+        &self,
+        user: UserId,
+        old: Option<&str>,
+        new: &str,
+    ) -> Result<bool> {
         let key = tagged(ACCOUNT, user.0.as_bytes());
-        let (old, new) = (old.to_owned(), new.to_owned());
+        let (old, new) = (old.map(str::to_owned), new.to_owned());
         self.0
             .commit(Durability::Synced, move |transaction| {
                 let Some(row) = transaction.get(Table::Accounts, key.as_slice())? else {
                     return Ok(false);
                 };
                 let mut account: Account = read_json(&row)?;
-                if account.password_hash.as_ref() != Some(&old) {
+                if account.password_hash != old {
                     return Ok(false);
                 }
                 account.password_hash = Some(new);
+                transaction.put(Table::Accounts, key, json(&account)?);
+                Ok(true)
+            })
+            .await
+    }
+
+    async fn change_profile(&self, user: UserId, change: &ProfileChange) -> Result<bool> {
+        let key = tagged(ACCOUNT, user.0.as_bytes());
+        let change = change.clone();
+        self.0
+            .commit(Durability::Synced, move |transaction| {
+                let Some(row) = transaction.get(Table::Accounts, key.as_slice())? else {
+                    return Ok(false);
+                };
+                let mut account: Account = read_json(&row)?;
+                change.apply(&mut account.user);
+                transaction.put(Table::Accounts, key, json(&account)?);
+                Ok(true)
+            })
+            .await
+    }
+
+    async fn rename(
+        &self,
+        user: UserId,
+        kind: NameKind,
+        old: Option<&str>,
+        new: &str,
+    ) -> Result<bool> {
+        let key = tagged(ACCOUNT, user.0.as_bytes());
+        let (old, new) = (old.map(str::to_owned), new.to_owned());
+        self.0
+            .commit(Durability::Synced, move |transaction| {
+                let Some(row) = transaction.get(Table::Accounts, key.as_slice())? else {
+                    return Ok(false);
+                };
+                let mut account: Account = read_json(&row)?;
+                if account.name(kind) != old.as_deref() {
+                    return Ok(false);
+                }
+                let name = name_key(kind, &new);
+                if let Some(owner) = transaction.get(Table::Accounts, name.as_slice())?
+                    && *owner != *user.0.as_bytes()
+                {
+                    return Err(Error::new(ErrorCode::AlreadyExists, "this name is taken")
+                        .with_field(kind.field(), "is taken already"));
+                }
+                if let Some(old) = &old {
+                    transaction.remove(Table::Accounts, name_key(kind, old));
+                }
+                transaction.put(Table::Accounts, name, *user.0.as_bytes());
+                account.set_name(kind, &new);
                 transaction.put(Table::Accounts, key, json(&account)?);
                 Ok(true)
             })
@@ -101,6 +163,13 @@ fn names(account: &Account) -> impl Iterator<Item = (&'static str, Vec<u8>)> {
     std::iter::once(("username", username_key(&account.user.username)))
         .chain(email.map(|email| ("email", tagged(EMAIL, email.as_bytes()))))
         .chain(phone.map(|phone| ("phone_number", tagged(PHONE, phone.as_bytes()))))
+}
+
+fn name_key(kind: NameKind, name: &str) -> Vec<u8> {
+    match kind {
+        NameKind::Username => username_key(name),
+        NameKind::Email => tagged(EMAIL, name.as_bytes()),
+    }
 }
 
 fn username_key(username: &str) -> Vec<u8> {

@@ -40,6 +40,17 @@ pub(super) fn replace(
     transaction.put(table, key, row);
 }
 
+/// Removes a row before its end, and the note of when it would have ended.
+pub(super) fn cut_short(
+    transaction: &mut Transaction<'_>,
+    table: Table,
+    key: &[u8],
+    end: Timestamp,
+) {
+    transaction.remove(Table::Ends, end_key(end, table, key));
+    transaction.remove(table, key);
+}
+
 /// A row's value if it hasn't ended.
 pub(super) fn live(row: Option<Slice>, now: Timestamp) -> Result<Option<Slice>> {
     let Some(row) = row else {

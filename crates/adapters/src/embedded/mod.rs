@@ -18,11 +18,13 @@ mod format;
 mod format2;
 mod journal;
 mod people;
+mod people_index;
 mod presence;
 mod push_queue;
 mod registry;
 mod room_log;
 mod rooms;
+mod security;
 mod sessions;
 mod tables;
 
@@ -32,8 +34,9 @@ use async_trait::async_trait;
 use carillon_domain::{
     Clock, Error, ErrorCode, Result,
     ports::{
-        AccountStore, Archive, Bus, Ephemeral, MediaIndex, PeopleStore, PresenceStore, Probe,
-        PushQueue, PushTargetStore, ReplicaRegistry, RoomLog, RoomStore, SessionStore,
+        AccountStore, Archive, Bus, Ephemeral, MediaIndex, PeopleIndex, PeopleStore, PresenceStore,
+        Probe, PushQueue, PushTargetStore, ReplicaRegistry, RoomLog, RoomStore, SecurityLog,
+        SessionStore,
     },
     time::SystemClock,
 };
@@ -49,12 +52,16 @@ use tables::Tables;
 pub struct Stores {
     /// Accounts.
     pub accounts: Arc<dyn AccountStore>,
+    /// What happened to accounts.
+    pub security: Arc<dyn SecurityLog>,
     /// Sessions of devices, revoked tokens.
     pub sessions: Arc<dyn SessionStore>,
     /// Codes, tickets, counters, claims.
     pub ephemeral: Arc<dyn Ephemeral>,
     /// Contacts and blocks.
     pub people: Arc<dyn PeopleStore>,
+    /// People by the beginnings of their names.
+    pub people_index: Arc<dyn PeopleIndex>,
     /// Rooms, members, read marks.
     pub rooms: Arc<dyn RoomStore>,
     /// The logs of all rooms.
@@ -135,9 +142,11 @@ fn start(
     let engine = Engine::start(database, tables, directory, options.clock)?;
     Ok(Stores {
         accounts: Arc::new(accounts::Accounts(engine.clone())),
+        security: Arc::new(security::Security(engine.clone())),
         sessions: Arc::new(sessions::Sessions(engine.clone())),
         ephemeral: Arc::new(ephemeral::EphemeralValues(engine.clone())),
         people: Arc::new(people::People(engine.clone())),
+        people_index: Arc::new(people_index::Index(engine.clone())),
         rooms: Arc::new(rooms::Rooms(engine.clone())),
         log: Arc::new(room_log::Logs {
             engine: engine.clone(),

@@ -8,7 +8,8 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions};
 pub(super) enum Table {
     /// Format, epochs of partitions, counters.
     Meta,
-    /// `a` user → account; `u` name, `e` address, `p` number → user.
+    /// `a` user → account; `u` name, `e` address, `p` number → user; `h` trail, user, id (newest first) → end, security event;
+    /// `s` term, 0, user → nothing: people by the beginnings of their names.
     Accounts,
     /// User, device → end, session.
     Sessions,

@@ -12,9 +12,11 @@ mod database;
 mod media;
 mod migrations;
 mod people;
+mod people_index;
 mod push_targets;
 mod room_log;
 mod rooms;
+mod security;
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +24,8 @@ use async_trait::async_trait;
 use carillon_domain::{
     Error, ErrorCode, Result,
     ports::{
-        AccountStore, Archive, MediaIndex, PeopleStore, Probe, PushTargetStore, RoomLog, RoomStore,
+        AccountStore, Archive, MediaIndex, PeopleIndex, PeopleStore, Probe, PushTargetStore,
+        RoomLog, RoomStore, SecurityLog,
     },
 };
 use scylla::{
@@ -93,8 +96,12 @@ impl AuthenticatorProvider for CurrentLogin {
 pub struct Stores {
     /// Accounts.
     pub accounts: Arc<dyn AccountStore>,
+    /// What happened to accounts.
+    pub security: Arc<dyn SecurityLog>,
     /// Contacts and blocks.
     pub people: Arc<dyn PeopleStore>,
+    /// People by the beginnings of their names.
+    pub people_index: Arc<dyn PeopleIndex>,
     /// Rooms, members, read marks.
     pub rooms: Arc<dyn RoomStore>,
     /// The logs of all rooms.
@@ -137,7 +144,9 @@ async fn connect_to(options: &ScyllaOptions, load: bool) -> Result<Stores> {
     let whole = archive::Whole::new(&database, rooms.clone(), log.clone()).await?;
     Ok(Stores {
         accounts: Arc::new(accounts::Accounts::new(&database).await?),
+        security: Arc::new(security::Security::new(&database).await?),
         people: Arc::new(people::People::new(&database).await?),
+        people_index: Arc::new(people_index::Index::new(&database).await?),
         rooms,
         log: Arc::new(log),
         push_targets: Arc::new(push_targets::PushTargets::new(&database).await?),

@@ -10,6 +10,7 @@ pub fn of_embedded(stores: &embedded::Stores) -> Ports {
     Ports {
         archive: stores.archive.clone(),
         accounts: stores.accounts.clone(),
+        people_index: stores.people_index.clone(),
         people: stores.people.clone(),
         rooms: stores.rooms.clone(),
         log: stores.log.clone(),
@@ -23,6 +24,7 @@ pub fn of_scylla(stores: &scylla::Stores) -> Ports {
     Ports {
         archive: stores.archive.clone(),
         accounts: stores.accounts.clone(),
+        people_index: stores.people_index.clone(),
         people: stores.people.clone(),
         rooms: stores.rooms.clone(),
         log: stores.log.clone(),
@@ -56,6 +58,7 @@ pub async fn carry(from: &Ports, to: &Ports) -> carillon_backup::Manifest {
     let target = Target {
         archive: to.archive.clone(),
         accounts: to.accounts.clone(),
+        people_index: to.people_index.clone(),
         people: to.people.clone(),
         push_targets: to.push_targets.clone(),
         media: to.media.clone(),
@@ -64,5 +67,8 @@ pub async fn carry(from: &Ports, to: &Ports) -> carillon_backup::Manifest {
     restore(&*backups, &manifest, &target, |_, _, _| {})
         .await
         .unwrap();
+    // Everybody is found by the names they had.
+    let found = to.people_index.find("zoë", None, 100).await.unwrap();
+    assert_eq!(found.len(), 7);
     manifest
 }

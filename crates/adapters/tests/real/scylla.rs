@@ -76,6 +76,22 @@ async fn scylla_accounts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn scylla_security() {
+    on_scylla("scylla_security", |stores, _| {
+        conformance::security::all(stores.security)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scylla_people_index() {
+    on_scylla("scylla_people_index", |stores, _| {
+        conformance::people_index::all(stores.people_index)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn scylla_rooms() {
     on_scylla("scylla_rooms", |stores, _| {
         conformance::rooms::all(stores.rooms, stores.log)
@@ -553,6 +569,7 @@ async fn a_crashed_creation_gives_its_names_back() {
                 username: "Zoe".into(),
                 display_name: "Zoe".into(),
                 created_at: carillon_domain::Timestamp(1_700_000_000_000),
+                about: Default::default(),
             },
             email: Some("zoe@example.com".into()),
             phone: None,
@@ -566,6 +583,73 @@ async fn a_crashed_creation_gives_its_names_back() {
         let error = stores.accounts.create(&account(crashed)).await.unwrap_err();
         assert_eq!(error.code, ErrorCode::AlreadyExists);
         assert_eq!(stores.accounts.by_ids(&[crashed, created.user.id]).await.unwrap(), [created]);
+    })
+    .await;
+}
+
+/// AUTH-09: a change of a name that crashed at any step leaves the account with one name that works, and nothing taken for good;
+/// and it can't come back to life.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crashed_change_gives_its_names_back() {
+    on_scylla("a_crashed_change_gives_its_names_back", |stores, session| async move {
+        use carillon_domain::account::{Account, NameKind, User};
+        let account = |name: &str| Account {
+            user: User {
+                id: UserId::new(),
+                username: name.into(),
+                display_name: name.into(),
+                created_at: carillon_domain::Timestamp(1_700_000_000_000),
+                about: Default::default(),
+            },
+            email: None,
+            phone: None,
+            password_hash: None,
+        };
+        let rename = async |id, old: &str, new: &str| {
+            stores.accounts.rename(id, NameKind::Username, Some(old), new).await
+        };
+        let found = async |name: &str| {
+            let found = stores.accounts.by_username(name).await.unwrap();
+            found.map(|account| account.user.id)
+        };
+        let claim = async |name: &str, user: UserId| {
+            let cql = "INSERT INTO account_names (kind, name, user, claimed_at) VALUES ('username', ?, ?, ?) IF NOT EXISTS";
+            let long_ago = CqlTimestamp(1_000_000_000_000);
+            session.query_unpaged(cql, (name, user.0, long_ago)).await.unwrap();
+        };
+        // After claiming the new name.
+        let (ann, zoe) = (account("ann"), account("zoe"));
+        stores.accounts.create(&ann).await.unwrap();
+        stores.accounts.create(&zoe).await.unwrap();
+        claim("wanted", ann.user.id).await;
+        assert_eq!(found("wanted").await, None);
+        assert!(rename(zoe.user.id, "zoe", "wanted").await.unwrap());
+        assert_eq!(found("wanted").await, Some(zoe.user.id));
+        assert_eq!(found("ann").await, Some(ann.user.id));
+        // The crashed change goes on after all: its last step, with the fence that it had read.
+        let late = "UPDATE users SET username = 'wanted', display_name = 'wanted' WHERE id = ? IF username = 'ann' AND display_name = 'ann' AND name_fence = null";
+        session.query_unpaged(late, (ann.user.id.0,)).await.unwrap();
+        let stored = stores.accounts.by_ids(&[ann.user.id]).await.unwrap();
+        assert_eq!(stored, std::slice::from_ref(&ann));
+        let refused = rename(ann.user.id, "ann", "wanted").await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::AlreadyExists);
+        // After writing the row, before releasing the old name.
+        claim("later", ann.user.id).await;
+        session.query_unpaged("UPDATE users SET username = 'later' WHERE id = ?", (ann.user.id.0,)).await.unwrap();
+        assert_eq!(found("later").await, Some(ann.user.id));
+        assert_eq!(found("ann").await, None);
+        session
+            .query_unpaged("UPDATE account_names SET claimed_at = ? WHERE kind = 'username' AND name = 'ann'", (CqlTimestamp(1_000_000_000_000),))
+            .await
+            .unwrap();
+        let heir = account("ann");
+        stores.accounts.create(&heir).await.unwrap();
+        assert_eq!(found("ann").await, Some(heir.user.id));
+        // Its owner finds their own crashed claim and goes on from there.
+        claim("latest", ann.user.id).await;
+        assert!(rename(ann.user.id, "later", "latest").await.unwrap());
+        assert_eq!(found("latest").await, Some(ann.user.id));
+        assert_eq!(found("later").await, None);
     })
     .await;
 }

@@ -1,6 +1,9 @@
 use async_trait::async_trait;
 
-use crate::{Result, UserId, account::Account};
+use crate::{
+    Result, UserId,
+    account::{Account, NameKind, ProfileChange},
+};
 
 /// Accounts, with unique names. Linearizable per name: of two concurrent creations with one username, e-mail or phone number,
 /// exactly one succeeds.
@@ -22,6 +25,26 @@ pub trait AccountStore: Send + Sync {
     /// By E.164 number.
     async fn by_phone(&self, phone: &str) -> Result<Option<Account>>;
 
-    /// Replaces the password hash if it is still `old`; whether it did.
-    async fn replace_password_hash(&self, user: UserId, old: &str, new: &str) -> Result<bool>;
+    /// Replaces the password hash if it is still `old` (`None`: there is none yet); whether it did.
+    async fn replace_password_hash(
+        &self,
+        user: UserId,
+        old: Option<&str>,
+        new: &str,
+    ) -> Result<bool>;
+
+    /// Changes what is shown of an account; `false` if there is none.
+    async fn change_profile(&self, user: UserId, change: &ProfileChange) -> Result<bool>;
+
+    /// Gives an account another name if its name is still `old`, as it is written; whether it did. `AlreadyExists` with the field
+    /// when the new name is somebody else's: of concurrent changes and creations with one name, exactly one succeeds. From then
+    /// on the old name is free. After an error, or a crash in between, the account has one of the two; the other one is free at
+    /// the latest a minute later. See [`Account::set_name`] for the shown name.
+    async fn rename(
+        &self,
+        user: UserId,
+        kind: NameKind,
+        old: Option<&str>,
+        new: &str,
+    ) -> Result<bool>;
 }

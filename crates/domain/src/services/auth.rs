@@ -2,7 +2,7 @@ use async_trait::async_trait;
 
 use crate::{
     DeviceId, Result, UserId,
-    account::{ClientInfo, Identity, Session, Tokens, User},
+    account::{ClientInfo, Identity, SessionView, Tokens, User},
 };
 
 /// A registration.
@@ -55,8 +55,9 @@ pub trait AuthService: Send + Sync {
         client: ClientInfo,
     ) -> Result<Tokens>;
 
-    /// Exchanges a refresh token for new tokens. The old one is spent; presenting it again ends the device's session.
-    async fn refresh(&self, refresh_token: &str) -> Result<Tokens>;
+    /// Exchanges a refresh token for new tokens. The old one is spent; presenting it again ends the device's session. What the
+    /// client says of itself now replaces what it said before.
+    async fn refresh(&self, refresh_token: &str, client: ClientInfo) -> Result<Tokens>;
 
     /// Ends the session of the identity's device: its refresh token is gone, its access token revoked, its sockets closed.
     async fn logout(&self, who: &Identity) -> Result<()>;
@@ -65,7 +66,7 @@ pub trait AuthService: Send + Sync {
     async fn logout_all(&self, who: &Identity) -> Result<u64>;
 
     /// The user's sessions.
-    async fn sessions(&self, who: &Identity) -> Result<Vec<Session>>;
+    async fn sessions(&self, who: &Identity) -> Result<Vec<SessionView>>;
 
     /// Ends one session.
     async fn end_session(&self, who: &Identity, device: DeviceId) -> Result<()>;

@@ -1,6 +1,7 @@
 //! What the roles offer to each other and to the edge. Each trait is implemented by the service itself and by an rpc client, so
 //! that a caller can't tell where it runs.
 
+mod accounts;
 mod auth;
 mod media;
 mod messages;
@@ -8,6 +9,7 @@ mod notifications;
 mod people;
 mod presence;
 
+pub use accounts::{AccountService, FoundUsers};
 pub use auth::{AuthService, Login, NewAccount, TokenVerifier};
 pub use media::{MediaService, NewMedia};
 pub use messages::{

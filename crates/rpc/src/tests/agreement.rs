@@ -6,14 +6,15 @@ use std::{fmt::Debug, sync::Arc};
 use bytes::Bytes;
 use carillon_domain::{
     DeviceId, MediaId, MessageId, Result, RoomId, Sequence, UserId,
-    account::{ClientInfo, Tokens},
+    account::{ClientInfo, DeviceType, ProfileChange, Tokens},
     presence::{Lease, PresenceState},
     push::PushProvider,
     room::{Role, RoomKind, RoomRules},
+    security::History,
     services::{
-        AuthService, HistoryQuery, Login, MediaService, MessageService, NewAccount, NewMedia,
-        NewPushTarget, NewRoom, NotificationService, PeopleService, PresenceService, Restriction,
-        RoomChange,
+        AccountService, AuthService, HistoryQuery, Login, MediaService, MessageService, NewAccount,
+        NewMedia, NewPushTarget, NewRoom, NotificationService, PeopleService, PresenceService,
+        Restriction, RoomChange,
     },
     signal::Activity,
 };
@@ -24,8 +25,8 @@ use super::{
     start,
 };
 use crate::{
-    AuthClient, MediaClient, MediaServer, MessageClient, NotificationClient, PeopleClient,
-    PresenceClient, RoleServices,
+    AccountClient, AuthClient, MediaClient, MediaServer, MessageClient, NotificationClient,
+    PeopleClient, PresenceClient, RoleServices,
 };
 
 #[derive(Default)]
@@ -56,6 +57,8 @@ async fn auth_script(service: &dyn AuthService) -> Transcript {
         device_name: Some("Ann's phone".into()),
         user_agent: Some("tests".into()),
         ip: Some("192.0.2.1".into()),
+        device_type: Some(DeviceType::Phone),
+        platform: Some("Android 16".into()),
     };
     let account = NewAccount {
         username: "ann".into(),
@@ -74,7 +77,7 @@ async fn auth_script(service: &dyn AuthService) -> Transcript {
             .verify_otp("+491701234567", "123456", ClientInfo::default())
             .await,
     );
-    said.add_tokens(service.refresh("old").await);
+    said.add_tokens(service.refresh("old", client).await);
     said.add(service.logout(&ann()).await);
     said.add(service.logout_all(&ann()).await);
     said.add(service.sessions(&ann()).await);
@@ -164,6 +167,34 @@ async fn message_script(service: &dyn MessageService) -> Transcript {
             .await,
     );
     said.add(service.activity(actor, room, Activity::Typing, false).await);
+    said
+}
+
+async fn account_script(service: &dyn AccountService) -> Transcript {
+    let mut said = Transcript::default();
+    let who = ann();
+    for history in [History::Logins, History::Security] {
+        said.add(service.history(&who, history, None, 100).await);
+        said.add(service.history(&who, history, Some(uuid(3)), 1).await);
+    }
+    let change = ProfileChange {
+        display_name: None,
+        bio: Some("about".into()),
+        status: Some(String::new()),
+    };
+    for change in [change, ProfileChange::default()] {
+        said.add(service.change_profile(&who, change).await);
+    }
+    said.add(service.search(&who, "ann", None, 50).await);
+    said.add(service.search(&who, "ann", Some("place"), 1).await);
+    for password in [None, Some("secret 1".to_owned())] {
+        let changed = service.change_username(&who, "ann2", password.clone());
+        said.add(changed.await);
+        let changed = service.change_email(&who, "ann2@example.com", password.clone());
+        said.add(changed.await);
+        let changed = service.change_password(&who, password, "secret 2".into());
+        said.add(changed.await);
+    }
     said
 }
 
@@ -262,6 +293,15 @@ async fn messages_are_the_same_over_grpc() {
     let client = MessageClient::connect_lazy(&server.address, credentials()).unwrap();
     let answers = message_script(&client).await;
     assert_agreement((message_script(&local).await, &local), (answers, &remote));
+}
+
+/// AUTH-09, AUTH-12: every call of the account service.
+#[tokio::test]
+async fn accounts_are_the_same_over_grpc() {
+    let (local, remote, server) = both().await;
+    let client = AccountClient::connect_lazy(&server.address, credentials()).unwrap();
+    let answers = account_script(&client).await;
+    assert_agreement((account_script(&local).await, &local), (answers, &remote));
 }
 
 /// USER-04, USER-05: every call of the people service.

@@ -11,7 +11,9 @@ use bytes::Bytes;
 use carillon_domain::{
     ClientMessageId, DeviceId, Error, ErrorCode, MediaId, MessageId, Result, RoomId, Sequence,
     Timestamp, UserId,
-    account::{ClientInfo, Identity, Session, Tokens, User},
+    account::{
+        ClientInfo, DeviceType, Identity, ProfileChange, Session, SessionView, Tokens, User,
+    },
     event::{Draft, EventBody, Mentions, Message, MessageType, Revision, RoomEvent},
     limit::{Grant, Policy, Subject, Usage},
     media::Media,
@@ -19,11 +21,12 @@ use carillon_domain::{
     ports::{RateLimiter, Reached, ReadMark, Receipt, Restricted},
     presence::{Lease, Presence, PresenceState},
     room::{Member, Restrictions, Role, Room, RoomKind, RoomRules},
+    security::{History, SecurityEvent, SecurityEventKind},
     services::{
-        AuthService, EventPage, HistoryQuery, Login, MediaService, MessageService, NewAccount,
-        NewMedia, NewPushTarget, NewRoom, NotificationService, PeopleService, PresenceService,
-        ResolvedRoom, Restriction, RoomChange, RoomHead, RoomOverview, RoomSummary, RoomView,
-        SendOutcome, TokenVerifier,
+        AccountService, AuthService, EventPage, FoundUsers, HistoryQuery, Login, MediaService,
+        MessageService, NewAccount, NewMedia, NewPushTarget, NewRoom, NotificationService,
+        PeopleService, PresenceService, ResolvedRoom, Restriction, RoomChange, RoomHead,
+        RoomOverview, RoomSummary, RoomView, SendOutcome, TokenVerifier,
     },
     signal::Activity,
 };
@@ -159,6 +162,7 @@ fn user(id: UserId, name: &str) -> User {
         username: name.into(),
         display_name: format!("{name}!"),
         created_at: TIME,
+        about: Default::default(),
     }
 }
 
@@ -202,8 +206,8 @@ impl AuthService for FakeServices {
         Ok(tokens(phone))
     }
 
-    async fn refresh(&self, token: &str) -> Result<Tokens> {
-        self.note(format!("refresh {token}")).await?;
+    async fn refresh(&self, token: &str, client: ClientInfo) -> Result<Tokens> {
+        self.note(format!("refresh {token} {client:?}")).await?;
         Ok(tokens(token))
     }
 
@@ -216,9 +220,9 @@ impl AuthService for FakeServices {
         Ok(3)
     }
 
-    async fn sessions(&self, who: &Identity) -> Result<Vec<Session>> {
+    async fn sessions(&self, who: &Identity) -> Result<Vec<SessionView>> {
         self.note(format!("sessions {who:?}")).await?;
-        Ok(vec![Session {
+        let session = Session {
             user: who.user,
             device: who.device,
             refresh_hash: [0; 32],
@@ -231,7 +235,13 @@ impl AuthService for FakeServices {
                 device_name: Some("phone".into()),
                 user_agent: None,
                 ip: Some("192.0.2.1".into()),
+                device_type: Some(DeviceType::Phone),
+                platform: Some("Android 16".into()),
             },
+        };
+        Ok(vec![SessionView {
+            session,
+            has_push: true,
         }])
     }
 
@@ -663,6 +673,81 @@ impl MessageService for FakeServices {
         active: bool,
     ) -> Result<()> {
         self.note(format!("activity {actor} {room} {activity:?} {active}"))
+            .await
+    }
+}
+
+#[async_trait]
+impl AccountService for FakeServices {
+    async fn history(
+        &self,
+        who: &Identity,
+        history: History,
+        before: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Vec<SecurityEvent>> {
+        self.note(format!("history {who:?} {history:?} {before:?} {limit}"))
+            .await?;
+        Ok(vec![SecurityEvent {
+            id: uuid(90),
+            time: TIME,
+            kind: SecurityEventKind::TokenReused,
+            device: Some(who.device),
+            client: ClientInfo::default(),
+        }])
+    }
+
+    async fn change_profile(&self, who: &Identity, change: ProfileChange) -> Result<User> {
+        self.note(format!("change_profile {who:?} {change:?}"))
+            .await?;
+        let mut user = user(who.user, "me");
+        change.apply(&mut user);
+        Ok(user)
+    }
+
+    async fn search(
+        &self,
+        who: &Identity,
+        query: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<FoundUsers> {
+        self.note(format!("search {who:?} {query} {after:?} {limit}"))
+            .await?;
+        Ok(FoundUsers {
+            users: vec![user(UserId(uuid(6)), query)],
+            next: after.map(|after| format!("{after}+")),
+        })
+    }
+
+    async fn change_username(
+        &self,
+        who: &Identity,
+        username: &str,
+        password: Option<String>,
+    ) -> Result<User> {
+        self.note(format!("change_username {who:?} {username} {password:?}"))
+            .await?;
+        Ok(user(who.user, username))
+    }
+
+    async fn change_email(
+        &self,
+        who: &Identity,
+        email: &str,
+        password: Option<String>,
+    ) -> Result<()> {
+        self.note(format!("change_email {who:?} {email} {password:?}"))
+            .await
+    }
+
+    async fn change_password(
+        &self,
+        who: &Identity,
+        current: Option<String>,
+        new: String,
+    ) -> Result<()> {
+        self.note(format!("change_password {who:?} {current:?} {new}"))
             .await
     }
 }

@@ -204,6 +204,7 @@ async fn public_methods_need_no_token_and_mind_no_stale_one() {
 
     let refresh = RefreshTokenRequest {
         refresh_token: "r".into(),
+        client: None,
     };
     auth.refresh_token(request(refresh, &[("authorization", "Bearer expired")]))
         .await
@@ -240,6 +241,7 @@ async fn strangers_are_let_in_only_so_often() {
     assert_eq!(status.code(), Code::ResourceExhausted);
     let refresh = RefreshTokenRequest {
         refresh_token: "r".into(),
+        client: None,
     };
     let status = auth.refresh_token(refresh).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);

@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::fakes::{FakeServices, FakeVerifier};
 use crate::{
-    AuthServer, Credentials, InterceptorOptions, MediaServer, MessageServer, NotificationServer,
-    PeopleServer, PresenceServer, RoleServices, ServeOptions, Serving, serve,
+    AccountServer, AuthServer, Credentials, InterceptorOptions, MediaServer, MessageServer,
+    NotificationServer, PeopleServer, PresenceServer, RoleServices, ServeOptions, Serving, serve,
 };
 
 /// The secret of the roles in these tests.
@@ -55,6 +55,7 @@ fn all_of(fake: &Arc<FakeServices>) -> RoleServices {
     RoleServices {
         auth: Some(AuthServer::new(fake.clone(), Arc::new(FakeVerifier))),
         message: Some(MessageServer::new(fake.clone())),
+        account: Some(AccountServer::new(fake.clone())),
         people: Some(PeopleServer::new(fake.clone())),
         presence: Some(PresenceServer::new(fake.clone())),
         media: Some(MediaServer::new(fake.clone(), MAX_UPLOAD)),

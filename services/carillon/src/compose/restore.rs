@@ -29,6 +29,7 @@ pub async fn restore(options: Restore) -> Result<(), Failure> {
         Target {
             archive: stores.archive,
             accounts: stores.accounts,
+            people_index: stores.people_index,
             people: stores.people,
             push_targets: stores.push_targets,
             media: stores.media_index,
@@ -47,6 +48,7 @@ pub async fn restore(options: Restore) -> Result<(), Failure> {
         Target {
             archive: stores.archive,
             accounts: stores.accounts,
+            people_index: stores.people_index,
             people: stores.people,
             push_targets: stores.push_targets,
             media: stores.media_index,

@@ -17,8 +17,8 @@ use carillon_domain::{
     limit::{self, Algorithm, Policy},
     ports::{BlobStore, Probe, PushQueue, RateLimiter},
     services::{
-        AuthService, MediaService, MessageService, NotificationService, PeopleService,
-        PresenceService, TokenVerifier,
+        AccountService, AuthService, MediaService, MessageService, NotificationService,
+        PeopleService, PresenceService, TokenVerifier,
     },
     time::SystemClock,
 };
@@ -115,6 +115,9 @@ pub fn auth(
     let ports = carillon_auth::Ports {
         accounts: wide.accounts.clone(),
         people: wide.people.clone(),
+        people_index: wide.people_index.clone(),
+        security: wide.security.clone(),
+        push_targets: wide.push_targets.clone(),
         sessions: fast.sessions.clone(),
         ephemeral: fast.ephemeral.clone(),
         bus: fast.bus.clone(),
@@ -325,6 +328,7 @@ fn limit_algorithm(config: &PlatformConfig) -> Algorithm {
 /// What the gateway calls.
 pub struct GatewayCalls {
     pub auth: Arc<dyn AuthService>,
+    pub accounts: Arc<dyn AccountService>,
     pub verifier: Arc<dyn TokenVerifier>,
     pub people: Arc<dyn PeopleService>,
     pub messages: Arc<dyn MessageService>,
@@ -369,6 +373,7 @@ pub fn gateway(
     };
     let services = Services {
         auth: calls.auth,
+        accounts: calls.accounts,
         verifier: calls.verifier,
         people: calls.people,
         messages: calls.messages,

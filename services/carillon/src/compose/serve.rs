@@ -15,9 +15,10 @@ use carillon_domain::{
 };
 use carillon_message::Roster;
 use carillon_rpc::{
-    AuthClient, AuthServer, Credentials, InterceptorOptions, MediaClient, MediaServer,
-    MessageServer, NotificationClient, NotificationServer, PeopleClient, PeopleServer,
-    PresenceClient, PresenceServer, RoleServices, RoutedMessages, ServeOptions, Serving, Tls,
+    AccountClient, AccountServer, AuthClient, AuthServer, Credentials, InterceptorOptions,
+    MediaClient, MediaServer, MessageServer, NotificationClient, NotificationServer, PeopleClient,
+    PeopleServer, PresenceClient, PresenceServer, RoleServices, RoutedMessages, ServeOptions,
+    Serving, Tls,
 };
 use carillon_runtime::{
     ready::{Dependency, InUse, Readiness},
@@ -274,6 +275,10 @@ async fn start_roles(
             Role::Gateway => {
                 let calls = roles::GatewayCalls {
                     auth: Arc::new(AuthClient::connect_lazy(&peers.auth, credentials.clone())?),
+                    accounts: Arc::new(AccountClient::connect_lazy(
+                        &peers.auth,
+                        credentials.clone(),
+                    )?),
                     verifier: connected.verifier.clone(),
                     people: Arc::new(PeopleClient::connect_lazy(
                         &peers.auth,
@@ -307,7 +312,8 @@ async fn start_roles(
                 let keys = roles::signing_keys(&config.keys)?;
                 let auth = roles::auth(config, keys, connected.wide()?, &connected.fast)?;
                 follow_signing_keys(&mut reload, config, auth.clone());
-                services.auth = Some(AuthServer::new(auth, connected.verifier.clone()));
+                services.auth = Some(AuthServer::new(auth.clone(), connected.verifier.clone()));
+                services.account = Some(AccountServer::new(auth));
                 let people = roles::people(connected.wide()?, &connected.fast);
                 services.people = Some(PeopleServer::new(people));
                 config.auth.grpc_port

@@ -6,8 +6,8 @@ use carillon_adapters::{embedded, object, rabbitmq, redis, scylla};
 use carillon_crds::config::{BlobConfig, ExternalStores, ScyllaConfig};
 use carillon_domain::ports::Probe;
 use carillon_domain::ports::{
-    AccountStore, Bus, Ephemeral, MediaIndex, PeopleStore, PresenceStore, PushQueue,
-    PushTargetStore, RateLimiter, ReplicaRegistry, RoomLog, RoomStore, SessionStore,
+    AccountStore, Bus, Ephemeral, MediaIndex, PeopleIndex, PeopleStore, PresenceStore, PushQueue,
+    PushTargetStore, RateLimiter, ReplicaRegistry, RoomLog, RoomStore, SecurityLog, SessionStore,
 };
 use carillon_runtime::ready::Dependency;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,8 @@ const PUBLISH_PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct WideStore {
     pub accounts: Arc<dyn AccountStore>,
+    pub security: Arc<dyn SecurityLog>,
+    pub people_index: Arc<dyn PeopleIndex>,
     pub people: Arc<dyn PeopleStore>,
     pub rooms: Arc<dyn RoomStore>,
     pub log: Arc<dyn RoomLog>,
@@ -58,6 +60,8 @@ pub fn open_embedded(directory: &Path) -> Result<EmbeddedStores, Failure> {
     let source = super::backup::of_embedded(&stores);
     let wide = WideStore {
         accounts: stores.accounts,
+        security: stores.security,
+        people_index: stores.people_index,
         people: stores.people,
         rooms: stores.rooms,
         log: stores.log,
@@ -177,6 +181,8 @@ impl LateStores {
             .await;
         Ok(connected.map(|stores| WideStore {
             accounts: stores.accounts,
+            security: stores.security,
+            people_index: stores.people_index,
             people: stores.people,
             rooms: stores.rooms,
             log: stores.log,

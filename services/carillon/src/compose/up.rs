@@ -5,8 +5,8 @@ use std::{io::IsTerminal as _, net::SocketAddr, sync::Arc, time::Duration};
 use carillon_domain::{ReplicaId, services::PresenceService};
 use carillon_message::SoleOwner;
 use carillon_rpc::{
-    AuthServer, InterceptorOptions, MediaServer, MessageServer, NotificationServer, PeopleServer,
-    PresenceServer, RoleServices, ServeOptions, Serving,
+    AccountServer, AuthServer, InterceptorOptions, MediaServer, MessageServer, NotificationServer,
+    PeopleServer, PresenceServer, RoleServices, ServeOptions, Serving,
 };
 use carillon_runtime::{
     ready::{Dependency, Readiness},
@@ -80,6 +80,7 @@ pub async fn up(options: Up) -> Result<(), Failure> {
     let notification = roles::notification(&config, &wide, &fast, queue)?;
     let calls = roles::GatewayCalls {
         auth: auth.clone(),
+        accounts: auth.clone(),
         verifier: verifier.clone(),
         people: people.clone(),
         messages: messages.clone(),
@@ -95,7 +96,8 @@ pub async fn up(options: Up) -> Result<(), Failure> {
         .limiting_strangers(roles::strangers(&config), limiters.shared);
     let max_upload_bytes = usize::try_from(config.media.max_upload_bytes).unwrap_or(usize::MAX);
     let services = RoleServices {
-        auth: Some(AuthServer::new(auth, verifier)),
+        auth: Some(AuthServer::new(auth.clone(), verifier)),
+        account: Some(AccountServer::new(auth)),
         people: Some(PeopleServer::new(people)),
         message: Some(MessageServer::new(messages)),
         presence: Some(PresenceServer::new(told)),

@@ -12,7 +12,10 @@ use http::{HeaderMap, Method, header, request::Parts};
 use ipnet::IpNet;
 
 use super::{Problem, RequestContext};
-use crate::gateway::App;
+use crate::{
+    gateway::App,
+    wire::{DescribedDevice, DeviceDescription},
+};
 
 /// The verified caller. 401 without a valid access token, 429 when its user's limit is used up.
 pub struct Caller(pub Identity);
@@ -146,19 +149,34 @@ fn forwarded(entry: &[u8]) -> Option<IpAddr> {
 pub fn client_info(
     headers: &HeaderMap,
     context: &RequestContext,
-    device: Option<String>,
+    device: Option<DeviceDescription>,
 ) -> Result<ClientInfo, Problem> {
-    if device
-        .as_ref()
-        .is_some_and(|name| name.chars().count() > 80 || name.chars().any(char::is_control))
-    {
-        return Err(Problem::field(
-            "device",
-            "at most 80 characters, no control characters",
-        ));
+    let device = match device {
+        Some(DeviceDescription::Described(device)) => device,
+        Some(DeviceDescription::Name(name)) => DescribedDevice {
+            name: Some(name),
+            device_type: None,
+            platform: None,
+        },
+        None => DescribedDevice {
+            name: None,
+            device_type: None,
+            platform: None,
+        },
+    };
+    for text in [&device.name, &device.platform].into_iter().flatten() {
+        if text.chars().count() > 80 || text.chars().any(char::is_control) {
+            return Err(Problem::field(
+                "device",
+                "at most 80 characters, no control characters",
+            ));
+        }
     }
+    let said = |text: &String| !text.trim().is_empty();
     Ok(ClientInfo {
-        device_name: device.filter(|name| !name.trim().is_empty()),
+        device_name: device.name.filter(said),
+        device_type: device.device_type,
+        platform: device.platform.filter(said),
         user_agent: headers
             .get(header::USER_AGENT)
             .and_then(|value| value.to_str().ok())

@@ -221,7 +221,10 @@ fn request_id(headers: &HeaderMap) -> String {
 // === limits ===
 
 /// Routes that check a secret that could be guessed.
-const AUTH_ROUTES: [&str; 5] = [
+const AUTH_ROUTES: [&str; 8] = [
+    "/api/v1/auth/username",
+    "/api/v1/auth/email",
+    "/api/v1/auth/password",
     "/api/v1/auth/register",
     "/api/v1/auth/login",
     "/api/v1/auth/refresh",

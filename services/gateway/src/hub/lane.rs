@@ -221,6 +221,13 @@ async fn handle(inner: &Arc<Inner>, signal: Signal, delivery: &mut Delivery) {
             device,
             token_id,
         } => inner.session_revoked(user, device, token_id),
+        Signal::Security {
+            user,
+            id,
+            kind,
+            device,
+            time,
+        } => inner.security_event(user, id, kind, device, time),
         Signal::PresenceChosen {
             user,
             device,

@@ -35,11 +35,12 @@ use std::{
 };
 
 use carillon_domain::{
-    DeviceId, Error, ErrorCode, Result, RoomId, Sequence, UserId,
+    DeviceId, Error, ErrorCode, Result, RoomId, Sequence, Timestamp, UserId,
     account::Identity,
     partition::Partition,
     ports::Bus,
     presence::PresenceState,
+    security::SecurityEventKind,
     services::{MessageService, PeopleService, PresenceService, TokenVerifier},
     signal::{Signal, Topic},
 };
@@ -465,6 +466,20 @@ impl Inner {
 
     fn invited(&self, user: UserId, room: RoomId, by: UserId) {
         let frame = crate::wire::room_invited(room, by);
+        for socket in self.sockets_of(user) {
+            socket.push(frame.clone());
+        }
+    }
+
+    fn security_event(
+        &self,
+        user: UserId,
+        id: uuid::Uuid,
+        kind: SecurityEventKind,
+        device: Option<DeviceId>,
+        time: Timestamp,
+    ) {
+        let frame = crate::wire::security_event(id, kind, device, time);
         for socket in self.sockets_of(user) {
             socket.push(frame.clone());
         }

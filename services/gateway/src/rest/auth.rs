@@ -58,9 +58,13 @@ pub async fn login(
 
 pub async fn refresh(
     State(app): State<App>,
+    Extension(context): Extension<RequestContext>,
+    headers: HeaderMap,
     JsonBody(request): JsonBody<RefreshRequest>,
 ) -> Result<Json<TokensJson>, Problem> {
-    let tokens = app.services.auth.refresh(&request.refresh_token).await?;
+    let client = client_info(&headers, &context, None)?;
+    let auth = &app.services.auth;
+    let tokens = auth.refresh(&request.refresh_token, client).await?;
     Ok(Json(tokens.into()))
 }
 

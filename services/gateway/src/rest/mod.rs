@@ -1,5 +1,6 @@
 //! REST: every route, and the layers around them.
 
+mod account;
 mod auth;
 mod contacts;
 mod direct;
@@ -13,7 +14,7 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     middleware,
-    routing::{delete, get, post, put},
+    routing::{delete, get, patch, post, put},
 };
 use http::StatusCode;
 use tower_http::compression::{
@@ -75,10 +76,16 @@ fn api() -> Router<App> {
         .route("/auth/refresh", post(auth::refresh))
         .route("/auth/logout", post(auth::logout))
         .route("/auth/logout-all", post(auth::logout_all))
-        .route("/auth/me", get(auth::me))
-        .route("/users/me", get(auth::me))
+        .route("/auth/me", get(auth::me).patch(account::change_profile))
+        .route("/users/me", get(auth::me).patch(account::change_profile))
+        .route("/users/search", get(account::search))
         .route("/auth/sessions", get(auth::sessions))
         .route("/auth/sessions/{id}", delete(auth::end_session))
+        .route("/auth/login-history", get(account::login_history))
+        .route("/auth/security-events", get(account::security_events))
+        .route("/auth/username", patch(account::change_username))
+        .route("/auth/email", patch(account::change_email))
+        .route("/auth/password", patch(account::change_password))
         .route("/auth/otp/send", post(auth::send_otp))
         .route("/auth/otp/verify", post(auth::verify_otp))
         .route("/auth/ws-ticket", post(auth::ticket))

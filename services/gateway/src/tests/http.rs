@@ -412,6 +412,122 @@ async fn limits_are_told() {
     }
 }
 
+/// AUTH-08, AUTH-09, AUTH-12: what a client may say of its device; pages of history; changes and their errors.
+#[tokio::test]
+async fn accounts_are_seen_and_changed() {
+    let town = Town::new();
+    let router = router(&town, options());
+    let ann = somebody();
+    for (device, expected) in [
+        (json!("phone"), StatusCode::OK),
+        (
+            json!({"name": "phone", "type": "phone", "platform": "x"}),
+            StatusCode::OK,
+        ),
+        (json!({"type": null}), StatusCode::OK),
+        (json!({"type": "fridge"}), StatusCode::BAD_REQUEST),
+        (json!({"kind": "phone"}), StatusCode::BAD_REQUEST),
+        (json!({"platform": "x".repeat(81)}), StatusCode::BAD_REQUEST),
+        (json!("two\nlines"), StatusCode::BAD_REQUEST),
+    ] {
+        let body = json!({"username": "ann", "password": "right password", "device": device});
+        let login = request(Method::POST, "/api/v1/auth/login", None, Some(body));
+        let (status, _, body) = ask(&router, login).await;
+        let body = String::from_utf8_lossy(&body).into_owned();
+        assert_eq!(status, expected, "{device}: {body}");
+        assert!(status.is_success() || body.contains("\"device"), "{body}");
+    }
+    let json_of = async |path: &str| -> serde_json::Value {
+        let (status, _, body) = ask(&router, get(path, &ann)).await;
+        assert_eq!(status, StatusCode::OK, "{path}");
+        serde_json::from_slice(&body).unwrap()
+    };
+    for (path, kind) in [
+        ("/api/v1/auth/login-history", "logged_in"),
+        ("/api/v1/auth/security-events", "token_reused"),
+    ] {
+        let first = json_of(&format!("{path}?limit=1")).await;
+        assert_eq!(first["items"][0]["kind"], kind);
+        let next = first["next"].as_str().unwrap();
+        let rest = json_of(&format!("{path}?cursor={next}")).await;
+        assert_eq!(rest["items"].as_array().unwrap().len(), 1);
+        assert!(rest["next"].is_null());
+        for wrong in ["limit=0", "limit=101", "cursor=x"] {
+            let (status, ..) = ask(&router, get(&format!("{path}?{wrong}"), &ann)).await;
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{wrong}");
+        }
+    }
+    let (right, wrong) = ("right password", "wrong");
+    let change = async |path: &str, body: serde_json::Value| {
+        let path = format!("/api/v1/auth/{path}");
+        let (status, ..) = ask(
+            &router,
+            request(Method::PATCH, &path, Some(&ann), Some(body)),
+        )
+        .await;
+        status.as_u16()
+    };
+    for (path, field, value, password, done) in [
+        ("username", "username", "anna", "password", 200),
+        ("email", "email", "a@example.com", "password", 204),
+        (
+            "password",
+            "new_password",
+            "another password",
+            "current_password",
+            204,
+        ),
+    ] {
+        assert_eq!(
+            change(path, json!({field: value, password: right})).await,
+            done
+        );
+        assert_eq!(
+            change(path, json!({field: value, password: wrong})).await,
+            403
+        );
+        assert_eq!(change(path, json!({field: value})).await, 400);
+        assert_eq!(change(path, json!({password: right})).await, 400);
+        assert_eq!(change(path, json!({field: value, "more": 1})).await, 400);
+        let nobody = request(Method::PATCH, &format!("/api/v1/auth/{path}"), None, None);
+        assert_eq!(ask(&router, nobody).await.0, StatusCode::UNAUTHORIZED);
+    }
+}
+
+/// USER-01, USER-03, AUTH-15: a patch of the profile, and a page of people.
+#[tokio::test]
+async fn profiles_are_patched_and_people_found() {
+    let town = Town::new();
+    let router = router(&town, options());
+    let ann = somebody();
+    for path in ["/api/v1/auth/me", "/api/v1/users/me"] {
+        let body = json!({"bio": "hello", "display_name": null});
+        let patch = request(Method::PATCH, path, Some(&ann), Some(body));
+        let (status, _, body) = ask(&router, patch).await;
+        assert_eq!(status, StatusCode::OK);
+        let user: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(
+            (&user["bio"], &user["display_name"]),
+            (&json!("hello"), &json!(""))
+        );
+        let wrong = json!({"username": "x"});
+        let wrong = request(Method::PATCH, path, Some(&ann), Some(wrong));
+        assert_eq!(ask(&router, wrong).await.0, StatusCode::BAD_REQUEST);
+    }
+    let search = async |query: &str| {
+        let path = format!("/api/v1/users/search?{query}");
+        let (status, _, body) = ask(&router, get(&path, &ann)).await;
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        (status.as_u16(), body)
+    };
+    let (status, page) = search("q=ann&limit=7&cursor=place").await;
+    assert_eq!((status, &page["next"]), (200, &json!("further")));
+    assert_eq!(page["items"][0]["username"], "ann Some(\"place\") 7");
+    for wrong in ["", "q=ann&limit=51", "q=ann&limit=0", "q=ann&more=1"] {
+        assert_eq!(search(wrong).await.0, 400, "{wrong}");
+    }
+}
+
 /// EDGE-03: a user has a limit of their own, over all devices and addresses; the answer tells of both, and who has no valid token
 /// uses up nobody's.
 #[tokio::test]

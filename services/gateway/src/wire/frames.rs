@@ -7,10 +7,12 @@ use carillon_domain::{
     event::{EventBody, MessageType, RoomEvent},
     presence::PresenceState,
     room::{Restrictions, Role},
+    security::SecurityEventKind,
     signal::{Activity, Signal},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use super::{Frame, MentionsJson, RoomRulesJson, Time};
 
@@ -423,6 +425,32 @@ pub fn room_invited(room: RoomId, by: UserId) -> Frame {
     encode("room_invited", None, Payload { room_id: room, by })
 }
 
+/// `security_event`: something happened to the user's account.
+pub fn security_event(
+    id: Uuid,
+    kind: SecurityEventKind,
+    device: Option<DeviceId>,
+    time: Timestamp,
+) -> Frame {
+    #[derive(Serialize)]
+    struct Payload {
+        id: Uuid,
+        kind: SecurityEventKind,
+        device_id: Option<DeviceId>,
+        time: Time,
+    }
+    encode(
+        "security_event",
+        None,
+        Payload {
+            id,
+            kind,
+            device_id: device,
+            time: Time(time),
+        },
+    )
+}
+
 // === the connection ===
 
 /// `connection_ack`. `resume` names, for every room that the socket follows, the place after which its events come.
@@ -635,6 +663,12 @@ mod tests {
             mark_frame("messages_read", ROOM, ANN, Sequence(7), NOW),
             mark_frame("message_delivered", ROOM, ANN, Sequence(7), NOW),
             room_invited(ROOM, ANN),
+            security_event(
+                Uuid::from_u128(6),
+                SecurityEventKind::TokenReused,
+                Some(DeviceId(Uuid::from_u128(5))),
+                NOW,
+            ),
             direct_created(ROOM, ANN),
             resync(ROOM, Sequence(3)),
             pong(Some(&RequestId::Number(9)), NOW),

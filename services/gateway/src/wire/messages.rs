@@ -2,16 +2,18 @@
 
 use carillon_domain::{
     DeviceId, MediaId, MessageId, RoomId, Sequence, UserId,
-    account::{Session, Tokens, User},
+    account::{ClientInfo, DeviceType, SessionView, Tokens, User},
     event::{Mentions, Message, MessageType, Revision},
     media::Media,
     people::Related,
     ports::{Reached, ReadMark, Receipt, Restricted},
     presence::{Presence, PresenceState},
     room::{Member, Restrictions, Role, Room, RoomKind, RoomRules},
+    security::{SecurityEvent, SecurityEventKind},
     services::{RoomSummary, RoomView},
 };
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::Time;
 
@@ -34,6 +36,8 @@ pub struct UserJson {
     pub id: UserId,
     pub username: String,
     pub display_name: String,
+    pub bio: String,
+    pub status: String,
     pub created_at: Time,
 }
 
@@ -43,6 +47,8 @@ impl From<User> for UserJson {
             id: user.id,
             username: user.username,
             display_name: user.display_name,
+            bio: user.about.bio,
+            status: user.about.status,
             created_at: user.created_at.into(),
         }
     }
@@ -78,29 +84,73 @@ impl From<Tokens> for TokensJson {
     }
 }
 
+/// What is known of a client.
+#[derive(Serialize, Debug)]
+pub struct ClientJson {
+    pub device_name: Option<String>,
+    pub device_type: Option<DeviceType>,
+    pub platform: Option<String>,
+    pub user_agent: Option<String>,
+    pub ip: Option<String>,
+}
+
+impl From<ClientInfo> for ClientJson {
+    fn from(client: ClientInfo) -> Self {
+        Self {
+            device_name: client.device_name,
+            device_type: client.device_type,
+            platform: client.platform,
+            user_agent: client.user_agent,
+            ip: client.ip,
+        }
+    }
+}
+
 #[derive(Serialize, Debug)]
 pub struct SessionJson {
     pub id: DeviceId,
     pub current: bool,
-    pub device_name: Option<String>,
-    pub user_agent: Option<String>,
-    pub ip: Option<String>,
+    #[serde(flatten)]
+    pub client: ClientJson,
+    pub push: bool,
     pub created_at: Time,
     pub last_seen_at: Time,
     pub expires_at: Time,
 }
 
 impl SessionJson {
-    pub fn new(session: Session, current: DeviceId) -> Self {
+    pub fn new(view: SessionView, current: DeviceId) -> Self {
+        let SessionView { session, has_push } = view;
         Self {
             id: session.device,
             current: session.device == current,
-            device_name: session.client.device_name,
-            user_agent: session.client.user_agent,
-            ip: session.client.ip,
+            client: session.client.into(),
+            push: has_push,
             created_at: session.created_at.into(),
             last_seen_at: session.last_seen_at.into(),
             expires_at: session.expires_at.into(),
+        }
+    }
+}
+
+#[derive(Serialize, Debug)]
+pub struct SecurityEventJson {
+    pub id: Uuid,
+    pub time: Time,
+    pub kind: SecurityEventKind,
+    pub device_id: Option<DeviceId>,
+    #[serde(flatten)]
+    pub client: ClientJson,
+}
+
+impl From<SecurityEvent> for SecurityEventJson {
+    fn from(event: SecurityEvent) -> Self {
+        Self {
+            id: event.id,
+            time: event.time.into(),
+            kind: event.kind,
+            device_id: event.device,
+            client: event.client.into(),
         }
     }
 }

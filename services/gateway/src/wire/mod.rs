@@ -11,7 +11,7 @@ mod time;
 pub use frame::Frame;
 pub use frames::{
     Ack, ClientFrame, RequestId, connection_ack, direct_created, error_frame, event_frame, pong,
-    reply, resync, room_invited, signal,
+    reply, resync, room_invited, security_event, signal,
 };
 pub use messages::*;
 pub use requests::*;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use carillon_domain::{
     ClientMessageId, MessageId, RoomId, Sequence, UserId,
+    account::DeviceType,
     event::{Draft, MessageType},
     presence::PresenceState,
     push::PushProvider,
@@ -30,7 +31,65 @@ pub struct LoginRequest {
     pub username: Option<String>,
     pub login: Option<String>,
     pub password: String,
-    pub device: Option<String>,
+    pub device: Option<DeviceDescription>,
+}
+
+/// What a client says of its device: only its name, or more.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected a name, or an object with name, type and platform"
+)]
+pub enum DeviceDescription {
+    Name(String),
+    Described(DescribedDevice),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DescribedDevice {
+    pub name: Option<String>,
+    #[serde(rename = "type")]
+    pub device_type: Option<DeviceType>,
+    pub platform: Option<String>,
+}
+
+/// What to change of one's profile (a JSON merge patch, RFC 7396): `null` takes away what is there.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProfilePatch {
+    #[serde(default, deserialize_with = "text_or_null")]
+    pub display_name: Option<String>,
+    #[serde(default, deserialize_with = "text_or_null")]
+    pub bio: Option<String>,
+    #[serde(default, deserialize_with = "text_or_null")]
+    pub status: Option<String>,
+}
+
+/// `null` is the empty text.
+fn text_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Option::deserialize(deserializer).map(|text: Option<String>| Some(text.unwrap_or_default()))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsernameRequest {
+    pub username: String,
+    pub password: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmailRequest {
+    pub email: String,
+    pub password: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PasswordRequest {
+    pub current_password: Option<String>,
+    pub new_password: String,
 }
 
 #[derive(Deserialize)]
@@ -50,7 +109,7 @@ pub struct OtpSendRequest {
 pub struct OtpVerifyRequest {
     pub phone_number: String,
     pub otp_code: String,
-    pub device: Option<String>,
+    pub device: Option<DeviceDescription>,
 }
 
 #[derive(Deserialize)]
@@ -211,6 +270,15 @@ pub struct EventsParameters {
 #[serde(deny_unknown_fields)]
 pub struct UsersParameters {
     pub users: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SearchParameters {
+    pub q: String,
+    #[serde(alias = "after")]
+    pub cursor: Option<String>,
+    pub limit: Option<usize>,
 }
 
 #[derive(Deserialize)]

@@ -1,0 +1,72 @@
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use crate::{
+    Result,
+    account::{Identity, ProfileChange, User},
+    security::{History, SecurityEvent},
+};
+
+/// A page of people who were looked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FoundUsers {
+    /// Ascending by the name that they were found by.
+    pub users: Vec<User>,
+    /// Where the next page begins; `None` if this was the last one.
+    pub next: Option<String>,
+}
+
+/// What people do with their own accounts, and how they look for others (AUTH-09, AUTH-12, AUTH-15, USER-01, USER-03).
+#[async_trait]
+pub trait AccountService: Send + Sync {
+    /// What happened to the caller's account, newest first, before the event `before`, at most `limit` (1 to 100).
+    async fn history(
+        &self,
+        who: &Identity,
+        history: History,
+        before: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Vec<SecurityEvent>>;
+
+    /// Changes what the caller's profile shows; the profile as it is then. `InvalidRequest` with the field; an empty shown name is the
+    /// username.
+    async fn change_profile(&self, who: &Identity, change: ProfileChange) -> Result<User>;
+
+    /// People whose username or shown name begins so, without regard to case and width, after the `next` of the page before, at
+    /// most `limit` (1 to 50). People who blocked the caller are left out (USER-05). `InvalidRequest` naming `q` for less than two
+    /// characters or more than 80.
+    async fn search(
+        &self,
+        who: &Identity,
+        query: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<FoundUsers>;
+
+    /// Changes the username; the account as it is then. `AlreadyExists` when it is somebody else's. The password is needed where the
+    /// account has one (`PermissionDenied` naming `password` when it is wrong); else the caller must have logged in in the last ten
+    /// minutes (`FailedPrecondition`).
+    async fn change_username(
+        &self,
+        who: &Identity,
+        username: &str,
+        password: Option<String>,
+    ) -> Result<User>;
+
+    /// Changes the e-mail address, as [`AccountService::change_username`], and ends all other sessions.
+    async fn change_email(
+        &self,
+        who: &Identity,
+        email: &str,
+        password: Option<String>,
+    ) -> Result<()>;
+
+    /// Changes the password, or sets the first one, and ends all other sessions. `current` as the password of
+    /// [`AccountService::change_username`]; errors name `current_password` and `new_password`.
+    async fn change_password(
+        &self,
+        who: &Identity,
+        current: Option<String>,
+        new: String,
+    ) -> Result<()>;
+}
