@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use carillon_crds::{BackupReport, ChatBackup, ChatBackupStatus, ChatCluster};
+use carillon_crds::{BackupReport, ChatBackup, ChatBackupStatus, ChatCluster, FieldProblem};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
@@ -24,7 +24,7 @@ use crate::apply::difference::{Difference, difference, with_hash};
 use crate::build::{BACKUP_LABEL, backup_cron_job, backup_job, backup_job_name};
 use crate::context::Context;
 use crate::status::{Migration, migration};
-use crate::validate::order;
+use crate::validate::{Order, order, order_of_release};
 
 /// Between two looks at one by the clock: a ChatCluster's new configuration isn't heard of otherwise.
 const SCHEDULED_INTERVAL: Duration = Duration::from_secs(60);
@@ -109,6 +109,20 @@ pub async fn reconcile(
     })
 }
 
+/// The order of the release that was last whole and available; until there was one, of the one that is ordered. A release that is being tried,
+/// or was given up, makes no backups.
+fn order_that_runs(cluster: &ChatCluster, image: &str) -> Result<Order, Vec<FieldProblem>> {
+    let ordered = order(cluster, image)?;
+    let runs = cluster
+        .status
+        .as_ref()
+        .and_then(|status| status.release.as_ref());
+    match runs.filter(|runs| **runs != ordered.release()) {
+        Some(runs) => order_of_release(cluster, image, runs),
+        None => Ok(ordered),
+    }
+}
+
 /// Makes what is to be there, and reads what became of it.
 async fn look(
     context: &Context,
@@ -126,7 +140,7 @@ async fn look(
             let message = format!("spec.cluster: there is no ChatCluster {name} in this namespace");
             seen.hindrance = Some(("ClusterMissing", message));
         }
-        Some(cluster) => match order(&cluster, &context.image) {
+        Some(cluster) => match order_that_runs(&cluster, &context.image) {
             Err(_) => {
                 let message = format!("the spec of ChatCluster {name} is invalid; see its status");
                 seen.hindrance = Some(("ClusterInvalid", message));
@@ -151,11 +165,30 @@ async fn look(
     let ours = ListParams::default().labels(&format!("{BACKUP_LABEL}={}", backup.name_any()));
     let jobs: Api<Job> = Api::namespaced(context.client.clone(), namespace);
     seen.jobs = jobs.list(&ours).await?.items;
+    // Not those that an earlier ChatBackup of the same name left: its backup isn't this one's.
+    seen.jobs.retain(|job| is_of(job, backup));
     seen.jobs
         .sort_by_key(|job| job.metadata.creation_timestamp.clone().map(|time| time.0));
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
     seen.pods = pods.list(&ours).await?.items;
+    let made: Vec<&String> = seen
+        .jobs
+        .iter()
+        .filter_map(|job| job.metadata.uid.as_ref())
+        .collect();
+    seen.pods.retain(|pod| {
+        let mut owners = pod.owner_references().iter();
+        owners.any(|owner| made.contains(&&owner.uid))
+    });
     Ok(seen)
+}
+
+/// Whether the Job was made for `backup`, or by its CronJob.
+fn is_of(job: &Job, backup: &ChatBackup) -> bool {
+    job.owner_references().iter().any(|owner| {
+        owner.kind == "CronJob" && backup.spec.schedule.is_some()
+            || Some(&owner.uid) == backup.metadata.uid.as_ref()
+    })
 }
 
 /// Makes a child; one that is there is only changed if that may be.

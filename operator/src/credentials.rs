@@ -1,5 +1,5 @@
 //! Reads and writes the three Secrets of a cluster's own: `NAME-jwt` with the keys that sign tokens, `NAME-ca` with the authority, which no
-//! pod is given, and `NAME-tls` with the certificates of the roles.
+//! pod is given, and `NAME-certificates` with the certificates of the roles.
 //!
 //! Each is read by name, made when it isn't there, and replaced only as it was read (by `resourceVersion`): of two operators that are at it,
 //! one fails and looks again. What is to be done is decided by [`keys`] and [`certificates`].
@@ -42,6 +42,9 @@ const ROTATED_FOR: &str = "carillon.chat/rotated-for";
 /// Annotation of a Secret: see [`SigningKeys::due`].
 const DUE: &str = "carillon.chat/rotation-due";
 
+/// Annotation of a Secret: the longest life of a refresh token, in seconds, since the keys before the one that signs were forgotten.
+const LONGEST_TTL: &str = "carillon.chat/longest-refresh-token-ttl";
+
 /// Pods asked at the same time what they have in use.
 const PODS_ASKED_AT_ONCE: usize = 16;
 
@@ -51,6 +54,11 @@ pub enum KeyError {
     /// The API server refused.
     #[error(transparent)]
     Api(#[from] kube::Error),
+    /// The Secret exists, and is somebody else's, or an earlier ChatCluster's that is being taken away.
+    #[error(
+        "Secret {0} isn't this ChatCluster's: give it another name, or wait until it has gone with an earlier ChatCluster"
+    )]
+    NotOurs(String),
     /// The Secret exists, but somebody put something else in it.
     #[error("Secret {secret}: {problem}; delete the Secret to have a new one made{effect}")]
     Unusable {
@@ -84,6 +92,7 @@ pub async fn credentials(
     let store = Store {
         api: Api::namespaced(context.client.clone(), &order.namespace),
         context,
+        cluster,
     };
     let mut steps = Vec::new();
     let asked = |annotation: &str| cluster.annotations().get(annotation).map(String::as_str);
@@ -98,6 +107,7 @@ pub async fn credentials(
             };
             write_signing_keys(&mut secret, &made);
             remember(&mut secret, asked(ROTATE_JWT));
+            remember_ttl(&mut secret, order.config.auth.refresh_ttl_seconds);
             secret
         })
         .await?;
@@ -111,10 +121,7 @@ pub async fn credentials(
             secret
         })
         .await?;
-    let tls = store
-        .api
-        .get_opt(&build::tls_secret_name(&order.name))
-        .await?;
+    let tls = store.get(&build::tls_secret_name(&order.name)).await?;
     let mut signing = read_signing_keys(&jwt);
     let mut authority = read_authority(&authority_secret);
     let mut held = tls.as_ref().map(read_certificates).unwrap_or_default();
@@ -127,7 +134,8 @@ pub async fn credentials(
         PodsInUse::default()
     };
 
-    let refresh_ttl = Duration::from_secs(order.config.auth.refresh_ttl_seconds);
+    // Tokens that are out there may have been made when they lived longer.
+    let refresh_ttl = Duration::from_secs(longest_ttl(&jwt, order));
     let rotate = is_asked(&jwt, asked(ROTATE_JWT));
     let unusable_jwt = |_| KeyError::Unusable {
         secret: jwt.name_any(),
@@ -140,10 +148,23 @@ pub async fn credentials(
     if let Some((next, step)) = next {
         let mut secret = jwt.clone();
         write_signing_keys(&mut secret, &next);
-        remember(&mut secret, asked(ROTATE_JWT));
+        // A wish that comes while one is being granted waits.
+        if step == keys::Step::Published {
+            remember(&mut secret, asked(ROTATE_JWT));
+        }
+        let longest = match step {
+            // No token is left that was made when they lived longer.
+            keys::Step::Forgotten => order.config.auth.refresh_ttl_seconds,
+            _ => longest_ttl(&jwt, order),
+        };
+        remember_ttl(&mut secret, longest);
         store.replace(&secret).await?;
         steps.push(tell_key(step));
         signing = next;
+    } else if remembered_ttl(&jwt) < Some(order.config.auth.refresh_ttl_seconds) {
+        let mut secret = jwt.clone();
+        remember_ttl(&mut secret, order.config.auth.refresh_ttl_seconds);
+        store.replace(&secret).await?;
     }
     let jwks = signing.jwks().map_err(unusable_jwt)?;
 
@@ -182,7 +203,7 @@ pub async fn credentials(
             remember(&mut secret, asked(ROTATE_CERTIFICATES));
         }
         match made {
-            true => store.create(&secret).await?,
+            true => drop(store.create(&secret).await?),
             false => store.replace(&secret).await?,
         }
         steps.extend(tell_certificates(step));
@@ -291,6 +312,7 @@ fn tell_certificates(step: certificates::Step) -> Option<(&'static str, String)>
 struct Store<'a> {
     api: Api<Secret>,
     context: &'a Context,
+    cluster: &'a ChatCluster,
 }
 
 impl Store<'_> {
@@ -299,22 +321,27 @@ impl Store<'_> {
         &self,
         name: String,
         make: impl FnOnce() -> Secret,
-    ) -> Result<Secret, kube::Error> {
-        if let Some(found) = self.api.get_opt(&name).await? {
+    ) -> Result<Secret, KeyError> {
+        if let Some(found) = self.get(&name).await? {
             return Ok(found);
         }
-        self.create(&make()).await?;
-        // Read back: when two operators raced, the first one's is the one.
-        self.api.get(&name).await
+        self.create(&make()).await
     }
 
-    async fn create(&self, secret: &Secret) -> Result<(), kube::Error> {
-        self.context.metrics.wrote("Secret", "create");
-        match self.api.create(&parameters(), secret).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-            Err(error) => Err(error),
+    /// The Secret, if it is there; an error if it isn't the ChatCluster's.
+    async fn get(&self, name: &str) -> Result<Option<Secret>, KeyError> {
+        match self.api.get_opt(name).await? {
+            Some(found) if !is_ours(&found, self.cluster) => {
+                Err(KeyError::NotOurs(name.to_owned()))
+            }
+            found => Ok(found),
         }
+    }
+
+    /// What was made. Where two operators race, one fails and looks again.
+    async fn create(&self, secret: &Secret) -> Result<Secret, KeyError> {
+        self.context.metrics.wrote("Secret", "create");
+        Ok(self.api.create(&parameters(), secret).await?)
     }
 
     async fn replace(&self, secret: &Secret) -> Result<(), kube::Error> {
@@ -333,6 +360,18 @@ fn parameters() -> PostParams {
     }
 }
 
+/// Whether it carries the controller reference of `cluster`, and not of an earlier one of the same name; or nobody's and our labels:
+/// somebody took the reference away.
+fn is_ours(secret: &Secret, cluster: &ChatCluster) -> bool {
+    let mut owners = secret.owner_references().iter();
+    if let Some(owner) = owners.find(|owner| owner.controller == Some(true)) {
+        return Some(&owner.uid) == cluster.metadata.uid.as_ref();
+    }
+    let labels = secret.labels();
+    labels.get(build::MANAGED_BY_LABEL).map(String::as_str) == Some(build::MANAGED_BY)
+        && labels.get(build::INSTANCE_LABEL) == cluster.metadata.name.as_ref()
+}
+
 fn is_asked(secret: &Secret, asked: Option<&str>) -> bool {
     asked.is_some_and(|asked| {
         secret
@@ -347,6 +386,20 @@ fn remember(secret: &mut Secret, asked: Option<&str>) {
         let annotations = secret.annotations_mut();
         annotations.insert(ROTATED_FOR.to_owned(), asked.to_owned());
     }
+}
+
+fn remembered_ttl(secret: &Secret) -> Option<u64> {
+    secret.annotations().get(LONGEST_TTL)?.parse().ok()
+}
+
+fn longest_ttl(secret: &Secret, order: &Order) -> u64 {
+    let now = order.config.auth.refresh_ttl_seconds;
+    remembered_ttl(secret).unwrap_or_default().max(now)
+}
+
+fn remember_ttl(secret: &mut Secret, seconds: u64) {
+    let annotations = secret.annotations_mut();
+    annotations.insert(LONGEST_TTL.to_owned(), seconds.to_string());
 }
 
 fn text(secret: &Secret, key: &str) -> Option<String> {
@@ -469,6 +522,35 @@ mod tests {
             text(&secret, AUTHORITY_KEY).is_none(),
             "pods would be given it"
         );
+    }
+
+    #[test]
+    fn a_secret_of_somebody_else_is_left_alone() {
+        let order = order_of(SMALL);
+        let mut cluster = ChatCluster::new("town", Default::default());
+        cluster.metadata.uid = Some(order.owner.uid.clone());
+        let own = build::own_secret(&order, "town-ca".to_owned(), "platform");
+        assert!(is_ours(&own, &cluster));
+        let mut orphan = own.clone();
+        orphan.metadata.owner_references = None;
+        assert!(is_ours(&orphan, &cluster));
+        let mut foreign = orphan.clone();
+        foreign.metadata.labels = None;
+        assert!(!is_ours(&foreign, &cluster));
+        // Of one that was deleted a moment ago.
+        cluster.metadata.uid = Some("another".to_owned());
+        assert!(!is_ours(&own, &cluster));
+    }
+
+    #[test]
+    fn the_longest_life_of_tokens_is_remembered() {
+        let order = order_of(&format!("{SMALL}auth: {{refreshTokenTtl: 1d}}\n"));
+        let mut secret = build::own_secret(&order, "town-jwt".to_owned(), "auth");
+        assert_eq!(longest_ttl(&secret, &order), 86_400);
+        remember_ttl(&mut secret, 30 * 86_400);
+        assert_eq!(longest_ttl(&secret, &order), 30 * 86_400);
+        remember_ttl(&mut secret, 60);
+        assert_eq!(longest_ttl(&secret, &order), 86_400);
     }
 
     #[test]

@@ -148,6 +148,10 @@ async fn pass(
     let order = match order(cluster, &context.image) {
         Ok(order) => order,
         Err(problems) => {
+            if let Some(name) = &cluster.metadata.name {
+                let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
+                context.lookout.forget(&named(namespace, name));
+            }
             seen.problems = problems;
             seen.version = previous.version;
             seen.endpoint = previous.endpoint;
@@ -166,10 +170,10 @@ async fn pass(
         return Ok((seen, Vec::new(), None));
     }
     let now = Time(Timestamp::now());
-    // Who has no pods is not upgraded: it wakes up with the first role of the release that is then ordered.
-    let course = match seen.hibernated {
-        true => Course::Straight,
-        false => upgrade::course(&order.release(), cluster.status.as_ref(), &now),
+    let course = match upgrade::course(&order.release(), cluster.status.as_ref(), &now) {
+        // Who has no pods is not upgraded: it wakes up with the release that is then ordered; what was given up stays given up.
+        Course::Forward(_) if seen.hibernated => Course::Straight,
+        course => course,
     };
     let orders = match orders(context, cluster, order, &course) {
         Ok(orders) => orders,
@@ -294,6 +298,12 @@ async fn look_only(
     seen.components = components_without_order(live);
     let pods = dereference::pods(&context.client, cluster).await?;
     seen.readiness = ask_pods(context, order, &pods).await;
+    context.lookout.note(
+        named(&order.namespace, &order.name),
+        &seen.readiness,
+        order.config.admin_port,
+        |name| address_of(&pods, name),
+    );
     probe(context, cluster, order, &pods, seen).await;
     seen.pods = pods;
     Ok(())

@@ -343,10 +343,10 @@ async fn helm_install_apply_chat_delete() -> Result<()> {
         .run("bob: post #r \"after\"\nalice: history #r = \"before\" \"after\"")
         .await?;
 
-    keys_rotate_under_load(kubernetes, &name).await?;
-
     upgrades::run(kubernetes, &chart, &name, &service).await?;
     nothing_changes_by_itself(kubernetes, &name)?;
+    // The last, for the key of tokens goes on changing for a while.
+    keys_rotate_under_load(kubernetes, &name).await?;
 
     kubernetes.kubectl(&["delete", "chatcluster", &name, "--timeout=60s"])?;
     let deadline = Instant::now() + Duration::from_secs(120);
@@ -427,8 +427,12 @@ async fn keys_rotate_under_load(kubernetes: &Kubernetes, name: &str) -> Result<(
         let secret = kubernetes.get(&["secret", &format!("{name}-{secret}")])?;
         Ok(secret["data"][key].as_str().unwrap_or_default().to_owned())
     };
-    let tls =
-        || -> Result<[String; 2]> { Ok([text("tls", "ca.crt")?, text("tls", "gateway.crt")?]) };
+    let tls = || -> Result<[String; 2]> {
+        Ok([
+            text("certificates", "ca.crt")?,
+            text("certificates", "gateway.crt")?,
+        ])
+    };
     let gateways = kubernetes.gateways(name)?;
     let (before, first) = (pods()?, tls()?);
     let authority = text("ca", "ca.crt")?;

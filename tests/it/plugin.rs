@@ -237,7 +237,7 @@ fn pauses(shell: &Shell<'_>) -> Result<()> {
 async fn rotates(shell: &Shell<'_>) -> Result<()> {
     // Without pods nobody has to follow, so that each goes through at once; but for the key of tokens, which others may have in a cache.
     for (key, secret) in [
-        ("certificates", "town-tls"),
+        ("certificates", "town-certificates"),
         ("ca", "town-ca"),
         ("jwt", "town-jwt"),
     ] {
@@ -337,7 +337,7 @@ data:
         "canary-password".to_owned(),
         "canary-0123456789abcdef".to_owned(),
     ];
-    for name in ["town-jwt", "town-ca", "town-tls"] {
+    for name in ["town-jwt", "town-ca", "town-certificates"] {
         let secret = shell.secret(name)?;
         for (_, value) in secret["data"].as_object().context("data")? {
             let encoded = value.as_str().context("base64")?;

@@ -307,11 +307,18 @@ async fn the_disk_is_full() -> Result<()> {
 async fn files_are_away_and_come_back() -> Result<()> {
     let up = Up::start(QUICK).await?;
     let ann = Person::register(&up.base, "ann").await?;
+    let room = json!({"name": "r", "description": "", "type": "public"});
+    let made = ann
+        .ask(&up.base, Method::POST, "/rooms", Some(&room))
+        .await?;
+    let room = made["id"].as_str().context("id")?.to_owned();
     let upload = async || -> Result<reqwest::Response> {
         let file = reqwest::multipart::Part::bytes(b"GIF89a\x01\x00\x01\x00\x00\x00\x00;".to_vec())
             .file_name("a.gif")
             .mime_str("image/gif")?;
-        let form = reqwest::multipart::Form::new().part("file", file);
+        let form = reqwest::multipart::Form::new()
+            .text("room_id", room.clone())
+            .part("file", file);
         let request = http().post(format!("{}/api/v1/uploads", up.base));
         Ok(request
             .bearer_auth(&ann.access_token)
@@ -336,8 +343,9 @@ async fn files_are_away_and_come_back() -> Result<()> {
         status == 503 && body["code"] == "unavailable",
         "{status} {body}"
     );
-    let room = json!({"name": "r", "description": "", "type": "public"});
-    ann.ask(&up.base, Method::POST, "/rooms", Some(&room))
+    let message = json!({"client_message_id": "a", "type": "text", "content": "no files"});
+    let path = format!("/rooms/{room}/messages");
+    ann.ask(&up.base, Method::POST, &path, Some(&message))
         .await?;
     std::fs::remove_file(&files)?;
     std::fs::rename(&away, &files)?;

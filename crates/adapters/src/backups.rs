@@ -1,6 +1,6 @@
 //! [`BackupStore`] over object stores: a directory, or anything that speaks S3.
 
-use std::{path::Path as FilePath, sync::Arc, time::Duration};
+use std::{os::unix::fs::DirBuilderExt as _, path::Path as FilePath, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -37,7 +37,12 @@ pub fn directory(path: &FilePath, make: bool) -> Result<Arc<ObjectBackups>> {
         )
     };
     if make {
-        std::fs::create_dir_all(path).map_err(|cause| unusable(&cause.kind()).caused_by(cause))?;
+        // A backup is as secret as the database.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|cause| unusable(&cause.kind()).caused_by(cause))?;
     }
     let store = LocalFileSystem::new_with_prefix(path)
         .map_err(|cause| unusable(&cause))?

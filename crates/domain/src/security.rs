@@ -72,6 +72,7 @@ impl SecurityEventKind {
         match self {
             Self::LoggedIn | Self::LoggedOut => Trail::Logins,
             Self::LoginFailed => Trail::Failures,
+            Self::Locked => Trail::Locks,
             _ => Trail::Changes,
         }
     }
@@ -84,19 +85,22 @@ pub enum Trail {
     Logins,
     /// Logins that failed.
     Failures,
+    /// Locks after too many of them.
+    Locks,
     /// Everything else.
     Changes,
 }
 
 impl Trail {
     /// All, for tables and tests.
-    pub const ALL: [Self; 3] = [Self::Logins, Self::Failures, Self::Changes];
+    pub const ALL: [Self; 4] = [Self::Logins, Self::Failures, Self::Locks, Self::Changes];
 
     /// The stable text form.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Logins => "logins",
             Self::Failures => "failures",
+            Self::Locks => "locks",
             Self::Changes => "changes",
         }
     }
@@ -131,7 +135,7 @@ impl History {
     pub fn trails(self) -> &'static [Trail] {
         match self {
             Self::Logins => &[Trail::Logins, Trail::Failures],
-            Self::Security => &[Trail::Changes],
+            Self::Security => &[Trail::Changes, Trail::Locks],
         }
     }
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     PeerRole,
     connection::{self, Connection, Credentials, For},
-    gate::{Caller, handle},
+    gate::{self, Caller, handle},
     proto::auth::{
         self as pb, auth_service_client::AuthServiceClient, auth_service_server as server,
     },
@@ -70,7 +70,7 @@ impl server::AuthService for AuthServer {
         &self,
         request: Request<pb::LoginRequest>,
     ) -> Result<Response<pb::Tokens>, Status> {
-        let peer = request.remote_addr();
+        let peer = gate::address(&request);
         handle(request, |caller, login| async move {
             let client = client_info(caller, peer, login.client);
             let login = Login {
@@ -97,7 +97,7 @@ impl server::AuthService for AuthServer {
         &self,
         request: Request<pb::VerifyOtpRequest>,
     ) -> Result<Response<pb::Tokens>, Status> {
-        let peer = request.remote_addr();
+        let peer = gate::address(&request);
         handle(request, |caller, verify| async move {
             let client = client_info(caller, peer, verify.client);
             self.service
@@ -132,7 +132,7 @@ impl server::AuthService for AuthServer {
         &self,
         request: Request<pb::RefreshTokenRequest>,
     ) -> Result<Response<pb::Tokens>, Status> {
-        let peer = request.remote_addr();
+        let peer = gate::address(&request);
         handle(request, |caller, refresh| async move {
             let client = client_info(caller, peer, refresh.client);
             self.service

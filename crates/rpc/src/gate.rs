@@ -315,14 +315,9 @@ where
         let answer = async move {
             let started = Instant::now();
             let extensions = request.extensions();
-            let (peer, proven) = match extensions.get::<Peer>() {
-                Some(peer) => (Some(peer.address), peer.roles),
-                None => {
-                    let plain = extensions.get::<TcpConnectInfo>();
-                    let address = plain.and_then(TcpConnectInfo::remote_addr);
-                    (address, Proven::default())
-                }
-            };
+            let peer = address_in(extensions);
+            let proven = extensions.get::<Peer>().map(|peer| peer.roles);
+            let proven = proven.unwrap_or_default();
             let headers = request.headers();
             let response = match admit(&options, method, headers, peer, proven).await {
                 Ok(caller) => {
@@ -339,6 +334,18 @@ where
         };
         Box::pin(answer.instrument(span))
     }
+}
+
+/// The address at the other end of a request's connection, with and without TLS.
+pub(crate) fn address<T>(request: &tonic::Request<T>) -> Option<SocketAddr> {
+    let extensions = request.extensions();
+    let secured = extensions.get::<Peer>().map(|peer| peer.address);
+    secured.or_else(|| request.remote_addr())
+}
+
+fn address_in(extensions: &http::Extensions) -> Option<SocketAddr> {
+    let secured = extensions.get::<Peer>().map(|peer| peer.address);
+    secured.or_else(|| extensions.get::<TcpConnectInfo>()?.remote_addr())
 }
 
 fn server_span(method: Option<&'static Method>) -> tracing::Span {

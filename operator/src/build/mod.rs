@@ -331,7 +331,7 @@ rabbitmq: {external: {secretName: rabbit}}
                     continue;
                 };
                 assert_ne!(secret.secret_name.as_deref(), Some("town-ca"));
-                if secret.secret_name.as_deref() == Some("town-tls") {
+                if secret.secret_name.as_deref() == Some("town-certificates") {
                     given.extend(secret.items.unwrap().into_iter().map(|item| item.key));
                 }
             }

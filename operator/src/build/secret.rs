@@ -43,7 +43,8 @@ pub fn authority_secret_name(cluster_name: &str) -> String {
 
 /// Name of the Secret with the certificates of the roles.
 pub fn tls_secret_name(cluster_name: &str) -> String {
-    format!("{cluster_name}-tls")
+    // Not `-tls`: that is what people call the Secret of their Ingress.
+    format!("{cluster_name}-certificates")
 }
 
 /// The DNS names in the certificate of each role. The first one is the one that other roles ask for; the others are how a Service is

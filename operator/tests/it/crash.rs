@@ -93,7 +93,7 @@ impl Lane {
         let api: Api<Secret> =
             Api::namespaced(self.stage.plane.admin.clone(), &self.stage.namespace);
         let mut uids = Vec::new();
-        for name in ["town-jwt", "town-ca", "town-tls"] {
+        for name in ["town-jwt", "town-ca", "town-certificates"] {
             uids.push(api.get(name).await?.metadata.uid);
         }
         Ok(uids)

@@ -93,7 +93,7 @@ struct Secrets {
 impl Secrets {
     async fn read(stage: &Stage) -> Result<Self> {
         let api: Api<Secret> = Api::namespaced(stage.plane.admin.clone(), &stage.namespace);
-        let tls = api.get("town-tls").await?;
+        let tls = api.get("town-certificates").await?;
         let text = |key: &str| {
             let bytes = tls.data.as_ref().and_then(|data| data.get(key));
             bytes.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned())

@@ -87,7 +87,12 @@ async fn a_cluster_sleeps_and_wakes_up_as_it_was() -> Result<()> {
     stage.settled(&operator).await?;
     let awake = stage.picture().await?;
     let keys = |children: &std::collections::BTreeMap<String, kube::api::DynamicObject>| {
-        ["Secret town-jwt", "Secret town-ca", "Secret town-tls"].map(|name| children[name].uid())
+        [
+            "Secret town-jwt",
+            "Secret town-ca",
+            "Secret town-certificates",
+        ]
+        .map(|name| children[name].uid())
     };
     let before = keys(&stage.children().await?);
 

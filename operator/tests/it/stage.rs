@@ -325,7 +325,7 @@ impl Stage {
             ..Default::default()
         };
         let trust = children
-            .get("Secret town-tls")
+            .get("Secret town-certificates")
             .and_then(|secret| secret.data["data"]["ca.crt"].as_str())
             .context("the authority")?;
         let public = [("jwks.json", keys.jwks()?), ("ca.crt", decoded(trust)?)];

@@ -29,6 +29,7 @@ const MAX_PAGE: usize = 100;
 fn kept(trail: Trail) -> (Duration, usize) {
     match trail {
         Trail::Logins | Trail::Failures => (90 * DAY, 100),
+        Trail::Locks => (90 * DAY, 50),
         Trail::Changes => (365 * DAY, 200),
     }
 }
@@ -74,7 +75,7 @@ impl Notes {
         if let Err(error) = appended {
             tracing::warn!(%error, cause = error.cause_chain(), kind = kind.as_str(), "a security event was not kept");
         }
-        if (trail == Trail::Changes || kind == SecurityEventKind::LoggedIn)
+        if (matches!(trail, Trail::Changes | Trail::Locks) || kind == SecurityEventKind::LoggedIn)
             && let Err(error) = self.tell(user, &event).await
         {
             tracing::warn!(%error, cause = error.cause_chain(), kind = kind.as_str(), "a security event was not told");

@@ -5,10 +5,15 @@
 //! and uploads are read last: whoever or whatever an event names is there. Everything that was acknowledged before the first call is
 //! in the pages that follow it; of what is written meanwhile, each room has what comes before some place.
 
-use std::sync::Arc;
+use std::{
+    collections::HashSet,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
+};
 
 use carillon_domain::{
     Error, ErrorCode, Result, RoomId, Sequence, UserId,
+    account::Account,
     event::RoomEvent,
     people::Relation,
     ports::{
@@ -94,13 +99,36 @@ pub async fn save(source: &Source, sink: &mut dyn Sink) -> Result<()> {
         }
     }
     let mut after = None;
+    let mut names = HashSet::new();
     while let Some(users) = page(source.archive.users(after, IDS).await?, &mut after) {
         for account in source.accounts.by_ids(&users).await? {
+            // Accounts aren't of one moment: a name that changed hands meanwhile would be there twice, and couldn't be restored.
+            if !names_of(&account).all(|name| names.insert(name)) {
+                return Err(Error::new(
+                    ErrorCode::Unavailable,
+                    "a name changed hands while accounts were read; make the backup again",
+                ));
+            }
             sink.take(Section::Accounts, Record::Account(account))
                 .await?;
         }
     }
     Ok(())
+}
+
+/// Hashes of an account's names, 64 bits each: a million accounts cost some tens of megabytes.
+fn names_of(account: &Account) -> impl Iterator<Item = u64> {
+    let user = Some(account.user.username.to_lowercase());
+    let names = [
+        ("user", user),
+        ("email", account.email.clone()),
+        ("phone", account.phone.clone()),
+    ];
+    names.into_iter().filter_map(|(kind, name)| {
+        let mut hasher = DefaultHasher::new();
+        (kind, name?).hash(&mut hasher);
+        Some(hasher.finish())
+    })
 }
 
 /// The page, and where the next one begins; `None` when there are no more.

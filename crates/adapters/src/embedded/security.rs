@@ -29,6 +29,7 @@ fn prefix(trail: Trail, user: UserId) -> Vec<u8> {
     let trail = match trail {
         Trail::Logins => b'l',
         Trail::Failures => b'f',
+        Trail::Locks => b'k',
         Trail::Changes => b'c',
     };
     let mut key = vec![HISTORY, trail];

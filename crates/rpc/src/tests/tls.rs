@@ -4,7 +4,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use carillon_domain::{
     ErrorCode, MessageId, RoomId,
-    services::{AuthService as _, MessageService as _},
+    account::ClientInfo,
+    services::{AuthService as _, Login, MessageService as _},
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::net::TcpStream;
@@ -125,6 +126,22 @@ async fn others_are_not() {
     let tls = Tls::new(&names(), &expired.0, &expired.1, &authority.pem()).unwrap();
     assert_eq!(refused(tls).await, ErrorCode::Unavailable);
     assert_eq!(fake.calls().len(), 0);
+}
+
+/// Whoever logs in without being a role is known by their address, over TLS as well: limits go by it.
+#[tokio::test]
+async fn a_stranger_has_an_address() {
+    let authority = Authority::new();
+    let (_running, address, fake) = server(authority.role("auth")).await;
+    let credentials = Credentials::mutual_tls(authority.tls(&["shop.example.com"]));
+    let client = AuthClient::connect_lazy(&address, credentials).unwrap();
+    let login = Login {
+        login: "ann".to_owned(),
+        password: "correct horse battery".to_owned(),
+    };
+    client.login(login, ClientInfo::default()).await.unwrap();
+    let calls = fake.calls();
+    assert!(calls[0].contains("ip: Some(\"127.0.0.1\")"), "{calls:?}");
 }
 
 /// What listens at the address of a role must be that role.

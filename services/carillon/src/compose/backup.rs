@@ -94,8 +94,14 @@ async fn save(options: Backup) -> Result<(), Failure> {
             .map(|days| Duration::from_secs(days * 24 * 3600)),
     };
     let now = SystemClock.now();
-    for gone in carillon_backup::prune(&*store, &manifest.cluster, keep, now).await? {
-        println!("{gone} was removed: it needn't be kept");
+    match carillon_backup::prune(&*store, &manifest.cluster, keep, now).await {
+        Ok(gone) => {
+            for gone in gone {
+                println!("{gone} was removed: it needn't be kept");
+            }
+        }
+        // What was asked for is there, whole: another one would only take more room.
+        Err(error) => eprintln!("carillon: older backups couldn't be removed: {error}"),
     }
     Ok(())
 }
