@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
 
 use crate::pods::PodsInUse;
 
@@ -41,7 +42,7 @@ pub struct SigningKeys {
     pub signing: String,
     /// The key that will sign; published already.
     pub next: Option<String>,
-    /// When `next` was first published, or when the keys before the one that signs may go; RFC 3339.
+    /// When `next` may sign, or when the keys before the one that signs may go; RFC 3339. None while pods have to follow first.
     pub due: Option<String>,
 }
 
@@ -214,7 +215,7 @@ pub fn probe_token(
         "sub": PROBE_USER,
         // One device: its lease of presence is always the same one.
         "did": PROBE_USER,
-        "jti": random_uuid(),
+        "jti": Uuid::new_v4().to_string(),
         "iat": now,
         "exp": now + ttl,
     });
@@ -225,22 +226,6 @@ pub fn probe_token(
     );
     let signature = URL_SAFE_NO_PAD.encode(key.sign(signed.as_bytes()).to_bytes());
     Ok(format!("{signed}.{signature}"))
-}
-
-/// A random UUID in the usual form (RFC 9562, version 4).
-pub fn random_uuid() -> String {
-    let mut bytes: [u8; 16] = rand::random();
-    bytes[6] = bytes[6] & 0x0f | 0x40;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
-    let digits = hex::encode(bytes);
-    format!(
-        "{}-{}-{}-{}-{}",
-        &digits[..8],
-        &digits[8..12],
-        &digits[12..16],
-        &digits[16..20],
-        &digits[20..]
-    )
 }
 
 fn jwk(key: &VerifyingKey) -> Value {

@@ -191,12 +191,6 @@ async fn pass(
     let changes = applier.changes;
     let pods = dereference::pods(&context.client, cluster).await?;
     seen.readiness = ask_pods(context, &order, &pods).await;
-    context.lookout.note(
-        named(&order.namespace, &order.name),
-        &seen.readiness,
-        order.config.admin_port,
-        |name| address_of(&pods, name),
-    );
     probe(context, cluster, &order, &pods, &mut seen).await;
     seen.pods = pods;
     note_release(&order, course, &mut seen, &now);
@@ -298,12 +292,6 @@ async fn look_only(
     seen.components = components_without_order(live);
     let pods = dereference::pods(&context.client, cluster).await?;
     seen.readiness = ask_pods(context, order, &pods).await;
-    context.lookout.note(
-        named(&order.namespace, &order.name),
-        &seen.readiness,
-        order.config.admin_port,
-        |name| address_of(&pods, name),
-    );
     probe(context, cluster, order, &pods, seen).await;
     seen.pods = pods;
     Ok(())
@@ -522,9 +510,9 @@ fn address_of(pods: &[Pod], name: &str) -> Option<String> {
     pod.status.as_ref()?.pod_ip.clone()
 }
 
-/// Asks some pods what they depend on.
+/// Asks some pods what they depend on, and remembers whom to ask before the next pass.
 async fn ask_pods(context: &Context, order: &Order, pods: &[Pod]) -> Vec<PodReadiness> {
-    futures::stream::iter(pods_to_ask(pods))
+    let seen: Vec<PodReadiness> = futures::stream::iter(pods_to_ask(pods))
         .map(|pod| async move {
             context
                 .readiness
@@ -534,7 +522,14 @@ async fn ask_pods(context: &Context, order: &Order, pods: &[Pod]) -> Vec<PodRead
         .buffered(PODS_ASKED_AT_ONCE)
         .filter_map(std::future::ready)
         .collect()
-        .await
+        .await;
+    context.lookout.note(
+        named(&order.namespace, &order.name),
+        &seen,
+        order.config.admin_port,
+        |name| address_of(pods, name),
+    );
+    seen
 }
 
 /// A pod of a role that runs.

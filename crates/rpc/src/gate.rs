@@ -338,9 +338,7 @@ where
 
 /// The address at the other end of a request's connection, with and without TLS.
 pub(crate) fn address<T>(request: &tonic::Request<T>) -> Option<SocketAddr> {
-    let extensions = request.extensions();
-    let secured = extensions.get::<Peer>().map(|peer| peer.address);
-    secured.or_else(|| request.remote_addr())
+    address_in(request.extensions())
 }
 
 fn address_in(extensions: &http::Extensions) -> Option<SocketAddr> {

@@ -16,6 +16,7 @@ use carillon_crds::Role;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
+use uuid::Uuid;
 
 use crate::build::COMPONENT_LABEL;
 use crate::context::Context;
@@ -232,7 +233,7 @@ async fn send(
     let now = Timestamp::now().as_second();
     let token = keys::probe_token(&pem, &order.config.auth.issuer, now, TOKEN_SECONDS)
         .map_err(|_| no_token("the signing key can't be used"))?;
-    round_trip(&token, from, to, &keys::random_uuid()).await
+    round_trip(&token, from, to, &Uuid::new_v4().to_string()).await
 }
 
 /// Two neighbours; the same one twice when there is no other.
