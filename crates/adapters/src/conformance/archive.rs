@@ -300,15 +300,10 @@ pub async fn fill(ports: &Ports) -> Filled {
     ports.media.put(&media).await.unwrap();
     // Marks of senders may be written behind, and where retention removed what they sent, nothing else tells of them.
     let written = async {
-        while ports
-            .rooms
-            .receipts(forgetful.id, None, 100)
-            .await
-            .unwrap()
-            .len()
-            < 2
-        {
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        for (room, senders) in [(forgetful.id, 2), (empty.id, 1)] {
+            while ports.rooms.receipts(room, None, 100).await.unwrap().len() < senders {
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
         }
     };
     tokio::time::timeout(std::time::Duration::from_secs(60), written)
