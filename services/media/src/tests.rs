@@ -267,6 +267,17 @@ impl MediaIndex for CountedIndex {
     async fn get(&self, id: MediaId) -> Result<Option<Media>> {
         self.0.get(id).await
     }
+    async fn remove(&self, media: &Media) -> Result<()> {
+        self.0.remove(media).await
+    }
+    async fn of_owner(
+        &self,
+        owner: UserId,
+        after: Option<MediaId>,
+        limit: usize,
+    ) -> Result<Vec<MediaId>> {
+        self.0.of_owner(owner, after, limit).await
+    }
 }
 
 /// MEDIA-03: without the blob store nothing is indexed; bytes that are gone are a defect, not a missing file.
