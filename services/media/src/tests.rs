@@ -54,6 +54,7 @@ impl World {
             push_queue: stores.push_queue.clone(),
             clock: clock.clone(),
             ownership: Arc::new(SoleOwner),
+            person_keys: stores.person_keys.clone(),
         };
         let replica = ReplicaId("message-0".to_owned());
         let messages = MessageRole::start(MessageOptions::default(), ports, replica, None);
@@ -267,8 +268,8 @@ impl MediaIndex for CountedIndex {
     async fn get(&self, id: MediaId) -> Result<Option<Media>> {
         self.0.get(id).await
     }
-    async fn remove(&self, media: &Media) -> Result<()> {
-        self.0.remove(media).await
+    async fn remove(&self, owner: UserId, id: MediaId) -> Result<()> {
+        self.0.remove(owner, id).await
     }
     async fn of_owner(
         &self,

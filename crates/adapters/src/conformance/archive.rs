@@ -159,7 +159,7 @@ pub async fn fill(ports: &Ports) -> Filled {
         join(dan, Role::Member),
         EventBody::Banned { user: dan },
         join(eve, Role::Member),
-        EventBody::Left { user: eve },
+        EventBody::left(eve),
         join(eve, Role::Member),
         EventBody::Invited { user: fay },
         EventBody::Changed {

@@ -58,7 +58,7 @@ pub async fn uploads_are_found_by_their_owner(index: &dyn MediaIndex) {
     let rest = index.of_owner(ann, Some(first[1]), 2).await.unwrap();
     assert_eq!(rest, anns[2..]);
     for _ in 0..2 {
-        index.remove(&uploads[0]).await.unwrap();
+        index.remove(ann, uploads[0].id).await.unwrap();
         assert_eq!(index.get(uploads[0].id).await.unwrap(), None);
     }
     anns.retain(|id| *id != uploads[0].id);

@@ -86,8 +86,7 @@ impl MediaIndex for MediaEntries {
             .await
     }
 
-    async fn remove(&self, media: &Media) -> Result<()> {
-        let (id, owner) = (media.id, media.owner);
+    async fn remove(&self, owner: UserId, id: MediaId) -> Result<()> {
         self.0
             .commit(Durability::Synced, move |transaction| {
                 transaction.remove(Table::Media, *id.0.as_bytes());

@@ -71,13 +71,12 @@ impl MediaIndex for Media {
         self.database.write("put_media", &self.put, values).await
     }
 
-    async fn remove(&self, media: &Upload) -> Result<()> {
+    async fn remove(&self, owner: UserId, id: MediaId) -> Result<()> {
         self.database
-            .write("remove_media", &self.remove, (media.id.0,))
+            .write("remove_media", &self.remove, (id.0,))
             .await?;
-        let owned = (media.owner.0, media.id.0);
         self.database
-            .write("remove_media_of_owner", &self.remove_owned, owned)
+            .write("remove_media_of_owner", &self.remove_owned, (owner.0, id.0))
             .await
     }
 

@@ -28,7 +28,7 @@ pub trait MediaIndex: Send + Sync {
     async fn get(&self, id: MediaId) -> Result<Option<Media>>;
 
     /// Removes an entry; removing what isn't there is fine.
-    async fn remove(&self, media: &Media) -> Result<()>;
+    async fn remove(&self, owner: UserId, id: MediaId) -> Result<()>;
 
     /// Ids of a person's uploads, ascending, after `after`, at most `limit` (1 to 1,000).
     async fn of_owner(

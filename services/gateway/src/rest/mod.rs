@@ -76,8 +76,18 @@ fn api() -> Router<App> {
         .route("/auth/refresh", post(auth::refresh))
         .route("/auth/logout", post(auth::logout))
         .route("/auth/logout-all", post(auth::logout_all))
-        .route("/auth/me", get(auth::me).patch(account::change_profile))
-        .route("/users/me", get(auth::me).patch(account::change_profile))
+        .route(
+            "/auth/me",
+            get(auth::me)
+                .patch(account::change_profile)
+                .delete(account::erase),
+        )
+        .route(
+            "/users/me",
+            get(auth::me)
+                .patch(account::change_profile)
+                .delete(account::erase),
+        )
         .route("/users/search", get(account::search))
         .route("/auth/sessions", get(auth::sessions))
         .route("/auth/sessions/{id}", delete(auth::end_session))
