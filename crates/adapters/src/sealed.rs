@@ -15,13 +15,10 @@ use carillon_domain::{
     event::{EventBody, RoomEvent, StoredMessage},
     partition::Partition,
     ports::{Epoch, Fence, Floor, KeyState, OpenRoom, PersonKey, PersonKeys, RoomLog},
+    seal::Seal,
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use moka::future::Cache;
-use ring::{
-    aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
-    rand::{SecureRandom as _, SystemRandom},
-};
 
 /// How long a key that was read is remembered: as long may somebody who was erased still be read.
 pub const REMEMBERED: Duration = Duration::from_secs(60);
@@ -37,13 +34,12 @@ pub struct Sealed {
     log: Arc<dyn RoomLog>,
     keys: Arc<dyn PersonKeys>,
     known: Cache<UserId, Person>,
-    random: SystemRandom,
 }
 
 /// What is known of somebody's key.
 #[derive(Clone)]
 enum Person {
-    Holds(Arc<LessSafeKey>),
+    Holds(Arc<Seal>),
     Erased(Timestamp),
 }
 
@@ -59,7 +55,6 @@ impl Sealed {
                 .max_capacity(PEOPLE)
                 .time_to_live(REMEMBERED)
                 .build(),
-            random: SystemRandom::new(),
         }
     }
 
@@ -88,7 +83,7 @@ impl Sealed {
 
     async fn learn(&self, user: UserId, state: KeyState) -> Result<Person> {
         let person = match state {
-            KeyState::Held(key) => Person::Holds(Arc::new(cipher(&key)?)),
+            KeyState::Held(key) => Person::Holds(Arc::new(Seal::new(&key)?)),
             KeyState::Destroyed(at) => Person::Erased(at),
         };
         self.known.insert(user, person.clone()).await;
@@ -109,7 +104,10 @@ impl Sealed {
         new.dedup();
         let made: Vec<(UserId, Person)> = stream::iter(new)
             .map(|user| async move {
-                let state = self.keys.put_if_absent(user, &new_key()?).await?;
+                let state = self
+                    .keys
+                    .put_if_absent(user, &PersonKey::generate()?)
+                    .await?;
                 Ok::<_, Error>((user, self.learn(user, state).await?))
             })
             .buffer_unordered(MAKERS)
@@ -118,59 +116,30 @@ impl Sealed {
         people.extend(made);
         Ok(people)
     }
-
-    fn seal(&self, mut event: RoomEvent, people: &People) -> Result<RoomEvent> {
-        let bound = bound_to(&event);
-        let Some(key) = people.get(&event.actor) else {
-            return Ok(event);
-        };
-        let Some(text) = content_mut(&mut event) else {
-            return Ok(event);
-        };
-        match key {
-            Person::Holds(key) => *text = self.seal_text(key, &bound, text)?,
-            // They were erased while this was on its way: nobody reads it.
-            Person::Erased(_) => text.clear(),
-        }
-        Ok(event)
-    }
-
-    fn seal_text(&self, key: &LessSafeKey, bound: &[u8], text: &str) -> Result<String> {
-        let mut nonce = [0; NONCE_LEN];
-        self.random
-            .fill(&mut nonce)
-            .map_err(|_| Error::defect("no random numbers"))?;
-        let mut sealed = Vec::with_capacity(NONCE_LEN + text.len() + AES_256_GCM.tag_len());
-        sealed.extend_from_slice(text.as_bytes());
-        let tag = key
-            .seal_in_place_separate_tag(
-                Nonce::assume_unique_for_key(nonce),
-                Aad::from(bound),
-                &mut sealed,
-            )
-            .map_err(|_| Error::defect("content could not be sealed"))?;
-        sealed.extend_from_slice(tag.as_ref());
-        sealed.extend_from_slice(&nonce);
-        let mut text = String::with_capacity(MARK.len() + sealed.len() * 4 / 3 + 4);
-        text.push_str(MARK);
-        BASE64.encode_string(&sealed, &mut text);
-        Ok(text)
-    }
 }
 
-/// A new key.
-pub fn new_key() -> Result<PersonKey> {
-    let mut key = [0; 32];
-    SystemRandom::new()
-        .fill(&mut key)
-        .map_err(|_| Error::defect("no random numbers"))?;
-    Ok(PersonKey(key))
+fn seal(mut event: RoomEvent, people: &People) -> Result<RoomEvent> {
+    let bound = bound_to(&event);
+    let Some(key) = people.get(&event.actor) else {
+        return Ok(event);
+    };
+    let Some(text) = content_mut(&mut event) else {
+        return Ok(event);
+    };
+    match key {
+        Person::Holds(key) => *text = seal_text(key, &bound, text)?,
+        // They were erased while this was on its way: nobody reads it.
+        Person::Erased(_) => text.clear(),
+    }
+    Ok(event)
 }
 
-fn cipher(key: &PersonKey) -> Result<LessSafeKey> {
-    let key = UnboundKey::new(&AES_256_GCM, &key.0)
-        .map_err(|_| Error::defect("a person's key has another length"))?;
-    Ok(LessSafeKey::new(key))
+fn seal_text(key: &Seal, bound: &[u8], text: &str) -> Result<String> {
+    let sealed = key.seal(bound, text.as_bytes())?;
+    let mut text = String::with_capacity(MARK.len() + sealed.len() * 4 / 3 + 4);
+    text.push_str(MARK);
+    BASE64.encode_string(&sealed, &mut text);
+    Ok(text)
 }
 
 fn content(event: &RoomEvent) -> Option<&str> {
@@ -227,18 +196,10 @@ fn open(event: &mut RoomEvent, people: &People) -> Result<()> {
     Ok(())
 }
 
-fn open_text(key: &LessSafeKey, bound: &[u8], sealed: &str) -> Result<String> {
-    let damaged = || Error::defect("stored content doesn't open with its sender's key");
-    let mut bytes = BASE64.decode(sealed).map_err(|_| damaged())?;
-    let end = bytes.len().checked_sub(NONCE_LEN).ok_or_else(damaged)?;
-    let nonce = Nonce::try_assume_unique_for_key(&bytes[end..]).map_err(|_| damaged())?;
-    bytes.truncate(end);
-    let length = key
-        .open_in_place(nonce, Aad::from(bound), &mut bytes)
-        .map_err(|_| damaged())?
-        .len();
-    bytes.truncate(length);
-    String::from_utf8(bytes).map_err(|_| damaged())
+fn open_text(key: &Seal, bound: &[u8], sealed: &str) -> Result<String> {
+    let damaged = || Error::defect("stored content is damaged");
+    let bytes = BASE64.decode(sealed).map_err(|_| damaged())?;
+    String::from_utf8(key.open(bound, bytes)?).map_err(|_| damaged())
 }
 
 /// Opens a message; what somebody wrote who was erased is shown as deleted.
@@ -287,7 +248,7 @@ impl RoomLog for Sealed {
         let people = self.writers(events).await?;
         let sealed = events
             .iter()
-            .map(|event| self.seal(event.clone(), &people))
+            .map(|event| seal(event.clone(), &people))
             .collect::<Result<Vec<_>>>()?;
         self.log.append(partition, epoch, &sealed).await
     }
@@ -424,21 +385,16 @@ mod tests {
         assert_eq!(texts, ["", "", "hello"]);
     }
 
-    /// Content that was moved to another message doesn't open there, and neither does content that was changed.
+    /// Content that was moved to another message doesn't open there.
     #[test]
     fn content_is_bound_to_its_message() {
-        let key = cipher(&new_key().unwrap()).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let stores = embedded::open(folder.path()).unwrap();
-        let sealed = Sealed::new(stores.log, stores.person_keys);
+        let key = Seal::new(&PersonKey::generate().unwrap()).unwrap();
         let ann = UserId::new();
         let (one, other) = (said(ann, 1, "hello"), said(ann, 1, "hello"));
-        let text = sealed.seal_text(&key, &bound_to(&one), "hello").unwrap();
+        let text = seal_text(&key, &bound_to(&one), "hello").unwrap();
         let body = text.strip_prefix(MARK).unwrap();
         assert_eq!(open_text(&key, &bound_to(&one), body).unwrap(), "hello");
         assert!(open_text(&key, &bound_to(&other), body).is_err());
         assert!(open_text(&key, &bound_to(&one), &body[4..]).is_err());
-        let another = cipher(&new_key().unwrap()).unwrap();
-        assert!(open_text(&another, &bound_to(&one), body).is_err());
     }
 }
