@@ -20,8 +20,9 @@ use carillon_domain::{
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use moka::future::Cache;
 
-/// How long a key that was read is remembered: as long may somebody who was erased still be read.
-pub const REMEMBERED: Duration = Duration::from_secs(60);
+/// How long a key that was read is remembered: as long may somebody who was erased still be read. What it costs is a read per person
+/// that writes or is read, and this time.
+pub const REMEMBERED: Duration = Duration::from_secs(10);
 /// People whose keys are remembered.
 const PEOPLE: u64 = 20_000;
 /// First keys that are made at once.

@@ -9,9 +9,11 @@ use carillon_domain::{
     seal::Seal,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     list,
-    manifest::{KeyObject, Manifest, refused},
+    manifest::{KeyObject, Manifest, refused, sha256},
 };
 
 /// People in one object.
@@ -48,15 +50,35 @@ pub(crate) async fn read(
         Err(error) if error.code == ErrorCode::NotFound => return Err(changed("is missing")),
         got => got?,
     };
-    let keys: Keys = serde_json::from_slice(&bytes).map_err(|_| changed("can't be read"))?;
+    let stored: Stored = serde_json::from_slice(&bytes).map_err(|_| changed("can't be read"))?;
+    let keys = stored.keys;
+    if checksum(&keys)? != stored.sha256 {
+        return Err(changed("was changed since it was written"));
+    }
     if keys.len() as u64 != object.people {
         return Err(changed("has another number of people than was written"));
     }
     Ok(keys)
 }
 
-pub(crate) fn to_bytes(keys: &Keys) -> Result<Vec<u8>> {
-    serde_json::to_vec(keys).map_err(Error::internal)
+/// An object of keys. It says itself what it should hold, since the manifest never changes.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    keys: Keys,
+    /// Of the JSON of the keys, hex.
+    sha256: String,
+}
+
+fn checksum(keys: &Keys) -> Result<String> {
+    serde_json::to_vec(keys)
+        .map(|bytes| sha256(&bytes))
+        .map_err(Error::internal)
+}
+
+pub(crate) fn to_bytes(keys: Keys) -> Result<Vec<u8>> {
+    let sha256 = checksum(&keys)?;
+    serde_json::to_vec(&Stored { keys, sha256 }).map_err(Error::internal)
 }
 
 /// Takes the keys of erased people out of every backup of a cluster: what these hold of them can't be read from then on. Answers how
@@ -89,7 +111,7 @@ pub async fn forget(
             }
             if found {
                 let path = path(&manifest.backup, object);
-                store.put(&path, to_bytes(&keys)?.into()).await?;
+                store.put(&path, to_bytes(keys)?.into()).await?;
                 changed += 1;
             }
         }

@@ -263,6 +263,7 @@ async fn damage_is_named_and_nothing_is_restored() {
         .map(|chunk| chunk.name.clone())
         .collect();
     objects.push(format!("media/{id}"));
+    objects.push(manifest.keys[0].name.clone());
     for object in objects {
         let file = folder.join(&object);
         let whole = std::fs::read(&file).unwrap();
@@ -294,7 +295,7 @@ async fn damage_is_named_and_nothing_is_restored() {
     for (from, to) in [
         ("\"messages\": ", "\"messages\": 1"),
         ("\"cluster\": \"town\"", "\"cluster\": \"city\""),
-        ("\"format\": 1", "\"format\": 2"),
+        ("\"format\": 2", "\"format\": 3"),
     ] {
         std::fs::write(&file, whole.replacen(from, to, 1)).unwrap();
         let refused = find(&*store, Some(&manifest.backup)).await.unwrap_err();

@@ -180,7 +180,7 @@ impl Writer {
             people: keys.len() as u64,
         };
         let path = keys::path(&self.backup, &object);
-        self.store.put(&path, keys::to_bytes(&keys)?.into()).await?;
+        self.store.put(&path, keys::to_bytes(keys)?.into()).await?;
         self.key_objects.push(object);
         Ok(())
     }

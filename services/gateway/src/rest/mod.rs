@@ -4,6 +4,7 @@ mod account;
 mod auth;
 mod contacts;
 mod direct;
+mod export;
 mod media;
 mod messages;
 mod outside;
@@ -93,6 +94,7 @@ fn api() -> Router<App> {
         .route("/auth/sessions/{id}", delete(auth::end_session))
         .route("/auth/login-history", get(account::login_history))
         .route("/auth/security-events", get(account::security_events))
+        .route("/auth/me/export", get(export::export))
         .route("/auth/username", patch(account::change_username))
         .route("/auth/email", patch(account::change_email))
         .route("/auth/password", patch(account::change_password))
