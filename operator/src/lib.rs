@@ -18,6 +18,7 @@ pub mod context;
 pub mod controller;
 pub mod credentials;
 pub mod dereference;
+pub mod foreign;
 pub mod http;
 pub mod keys;
 pub mod leader;

@@ -26,6 +26,8 @@ enum Command {
     BackupCrds,
     /// Print the JSON Schema of the values of the chatcluster chart.
     ValuesSchema,
+    /// Print the reference of every field of ChatCluster and ChatBackup as Markdown.
+    Reference,
 }
 
 fn main() -> ExitCode {
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Some(Command::Crds) => Some(carillon_crds::chat_cluster_crd_yaml()),
         Some(Command::BackupCrds) => Some(carillon_crds::chat_backup_crd_yaml()),
         Some(Command::ValuesSchema) => Some(carillon_crds::chart_values_schema_json()),
+        Some(Command::Reference) => Some(carillon_crds::reference_markdown()),
         Some(Command::Run) | None => None,
     };
     if let Some(text) = derived {

@@ -12,6 +12,7 @@ mod drains;
 mod drift;
 mod edge;
 mod leaders;
+mod monitors;
 mod plane;
 mod probe;
 mod process;

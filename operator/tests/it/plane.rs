@@ -35,14 +35,17 @@ pub struct Plane {
     pub admin: Client,
     config: Config,
     helm: PathBuf,
+    /// Definitions of other operators' kinds.
+    definitions: PathBuf,
 }
 
 impl Plane {
     /// The control plane, or `None` after saying that `test` is skipped.
     pub async fn from_environment(test: &str) -> Result<Option<Self>> {
-        let (Some(kubeconfig), Some(helm)) = (
+        let (Some(kubeconfig), Some(helm), Some(definitions)) = (
             variable(test, "CARILLON_TEST_CONTROL_PLANE"),
             variable(test, "CARILLON_TEST_HELM"),
+            variable(test, "CARILLON_TEST_DEFINITIONS"),
         ) else {
             return Ok(None);
         };
@@ -56,6 +59,7 @@ impl Plane {
             admin: Client::try_from(config.clone())?,
             config,
             helm: helm.into(),
+            definitions: definitions.into(),
         };
         DEFINED.get_or_try_init(|| plane.define()).await?;
         Ok(Some(plane))
@@ -67,6 +71,10 @@ impl Plane {
             carillon_crds::chat_backup_crd(),
         ] {
             self.define_one(definition).await?;
+        }
+        for file in std::fs::read_dir(&self.definitions).context("the definitions")? {
+            let text = std::fs::read_to_string(file?.path())?;
+            self.define_one(serde_saphyr::from_str(&text)?).await?;
         }
         Ok(())
     }
@@ -189,7 +197,8 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> Result<bool>
     Ok(())
 }
 
-fn variable(test: &str, name: &str) -> Option<String> {
+/// A variable, or `None` after saying that `test` is skipped.
+pub fn variable(test: &str, name: &str) -> Option<String> {
     let value = std::env::var(name).ok().filter(|value| !value.is_empty());
     if value.is_none() {
         println!("CARILLON-SKIPPED {test}: {name} is not set");
