@@ -14,6 +14,7 @@ pub mod apply;
 pub mod backup;
 pub mod build;
 pub mod certificates;
+pub mod check;
 pub mod context;
 pub mod controller;
 pub mod credentials;

@@ -7,6 +7,7 @@
 //! they can be.
 
 mod backups;
+mod charts;
 mod crash;
 mod drains;
 mod drift;

@@ -27,6 +27,10 @@ const MONITORS: [&str; 2] = [
     "monitoring.coreos.com_prometheusrules.yaml",
 ];
 
+/// The operator's chart.
+pub const OPERATOR_CHART: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/carillon-operator");
+
 /// The definition is installed once for all tests of this program.
 static DEFINED: OnceCell<()> = OnceCell::const_new();
 
@@ -139,12 +143,23 @@ impl Plane {
 
     /// What the chart makes of accounts and rights for a release in `namespace`.
     pub fn chart(&self, namespace: &str) -> Result<Vec<Value>> {
-        let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/carillon-operator");
+        let only = ["templates/serviceaccount.yaml", "templates/rbac.yaml"];
+        let only = only.map(|file| ["--show-only", file]).concat();
+        documents(&self.template(OPERATOR_CHART, RELEASE, namespace, &only)?)
+    }
+
+    /// `helm template` of a chart.
+    pub fn template(
+        &self,
+        chart: &str,
+        release: &str,
+        namespace: &str,
+        more: &[&str],
+    ) -> Result<String> {
         let output = Command::new(&self.helm)
-            .args(["template", RELEASE, chart, "--namespace", namespace])
+            .args(["template", release, chart, "--namespace", namespace])
             .args(["--kube-version", "1.34.0"])
-            .args(["--show-only", "templates/serviceaccount.yaml"])
-            .args(["--show-only", "templates/rbac.yaml"])
+            .args(more)
             .output()
             .with_context(|| format!("running {}", self.helm.display()))?;
         ensure!(
@@ -152,23 +167,17 @@ impl Plane {
             "helm: {}",
             String::from_utf8_lossy(&output.stderr)
         );
-        let text = String::from_utf8(output.stdout)?;
-        text.split("\n---")
-            .filter(|document| document.contains("kind:"))
-            .map(|document| {
-                serde_saphyr::from_str(document.trim_start_matches("---")).context("the chart")
-            })
-            .collect()
+        Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// A token of the operator's ServiceAccount.
-    pub async fn token(&self, namespace: &str) -> Result<String> {
+    /// A token of a ServiceAccount.
+    pub async fn token(&self, namespace: &str, account: &str) -> Result<String> {
         let api: Api<ServiceAccount> = Api::namespaced(self.admin.clone(), namespace);
         let request: TokenRequest = serde_json::from_value(
             json!({ "spec": { "audiences": [], "expirationSeconds": 7200 } }),
         )?;
         let made = api
-            .create_token_request(RELEASE, &PostParams::default(), &request)
+            .create_token_request(account, &PostParams::default(), &request)
             .await?;
         made.status
             .and_then(|status| status.token)
@@ -188,6 +197,16 @@ impl Plane {
         api.delete(namespace, &DeleteParams::background()).await?;
         Ok(())
     }
+}
+
+/// The objects of a chart's output.
+pub fn documents(text: &str) -> Result<Vec<Value>> {
+    text.split("\n---")
+        .filter(|document| document.contains("kind:"))
+        .map(|document| {
+            serde_saphyr::from_str(document.trim_start_matches("---")).context("the chart")
+        })
+        .collect()
 }
 
 /// Waits until `holds`; fails after [`PATIENCE`].
