@@ -45,6 +45,10 @@ use crate::{http, leader};
 /// Changes that come within this time are looked at together: a roll-out makes many.
 const DEBOUNCE: Duration = Duration::from_millis(300);
 
+/// Objects on a page of a watch's first list. Each is held whole until its page is read, with the fields that others manage, and
+/// all watches begin together: with a thousand ChatClusters the usual 500 were 140 MiB at a start.
+const PAGE: u32 = 50;
+
 /// Runs until `shutdown`, or until the Lease is lost.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
@@ -213,7 +217,7 @@ async fn control_backups(context: Arc<Context>, namespace: String, shutdown: Can
     let (store, writer) = reflector::store();
     let backups = watcher(
         api::<DeserializeGuard<ChatBackup>>(&client, &namespace),
-        watcher::Config::default(),
+        watcher::Config::default().page_size(PAGE),
     )
     .default_backoff()
     .modify(|backup| backup.managed_fields_mut().clear())
@@ -269,7 +273,7 @@ fn clusters(
     let (store, writer) = reflector::store();
     let stream = watcher(
         api::<ClusterGuard>(client, namespace),
-        watcher::Config::default(),
+        watcher::Config::default().page_size(PAGE),
     )
     .default_backoff()
     .modify(|cluster| {
@@ -307,7 +311,9 @@ where
         + Sync
         + 'static,
 {
-    let config = watcher::Config::default().labels(&format!("{MANAGED_BY_LABEL}={MANAGED_BY}"));
+    let config = watcher::Config::default()
+        .labels(&format!("{MANAGED_BY_LABEL}={MANAGED_BY}"))
+        .page_size(PAGE);
     watcher(api::<PartialObjectMeta<K>>(client, namespace), config)
         .default_backoff()
         .touched_objects()
