@@ -41,12 +41,12 @@ pub struct ChatBackupSpec {
     pub cluster: String,
     /// Where to.
     pub to: BackupPlace,
-    /// When, in the five fields of cron and UTC, e.g. `0 3 * * *`. Without it: once, now.
+    /// When, in the five fields of cron and UTC, e.g. `0 3 * * *`. Default: none; one backup is made, now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 9, max = 100))]
     #[x_kube(validation = Rule::new("self.matches('^[^ ]+( [^ ]+){4}$')").message("spec.schedule: five fields, each after one space, e.g. 0 3 * * *"))]
     pub schedule: Option<String>,
-    /// Makes no more backups for as long as it is true. Only with a schedule.
+    /// Makes no more backups for as long as it is true. Only with a schedule. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspend: Option<bool>,
     /// Which backups of this ChatCluster are kept in that place. Without it all are.
@@ -84,7 +84,7 @@ pub struct BackupBucket {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), regex(pattern = r"^[a-z0-9-]+$"))]
     pub region: Option<String>,
-    /// Names in the bucket begin with it.
+    /// Names in the bucket begin with it. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 200), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"))]
     pub prefix: Option<String>,
@@ -115,11 +115,11 @@ impl BackupBucket {
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackupRetention {
-    /// So many of the newest.
+    /// So many of the newest. Default: none are kept for their number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub keep_last: Option<i32>,
-    /// Those that aren't older than so many days.
+    /// Those that aren't older than so many days. Default: none are kept for their age.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 36500))]
     pub max_age_days: Option<i32>,

@@ -120,6 +120,9 @@ pub struct ChatClusterSpec {
     /// Traces and logs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub telemetry: Option<TelemetrySpec>,
+    /// What Prometheus and Grafana are given to read. Default: nothing. Ignored by `carillon up`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monitoring: Option<MonitoringSpec>,
 }
 
 /// Which image to run.
@@ -135,10 +138,10 @@ pub struct ImageSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"))]
     pub tag: Option<String>,
-    /// `Always`, `IfNotPresent` or `Never`. Default: `IfNotPresent`.
+    /// When the kubelet pulls the image. Default: `IfNotPresent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_policy: Option<PullPolicy>,
-    /// Names of Secrets with registry credentials, in the same namespace.
+    /// Names of Secrets with registry credentials, in the same namespace. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_secrets: Option<Vec<String>>,
 }
@@ -154,7 +157,7 @@ pub struct UpgradeSpec {
     pub progress_deadline: Option<String>,
 }
 
-/// When the kubelet pulls an image.
+/// When the kubelet pulls the image. Default: `IfNotPresent`.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PullPolicy {
     /// At every start.
@@ -187,11 +190,11 @@ pub struct Autoscaling {
 #[x_kube(crates(kube_core = "::kube_core"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AutoscalingTarget {
-    /// Live sockets of the whole cluster per replica. Needs an external metrics API that serves `carillon_gateway_sockets`.
+    /// Live sockets of the whole cluster per replica. Needs an external metrics API that serves `carillon_gateway_sockets`. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub connections: Option<i64>,
-    /// Average CPU use in per cent of the request. Needs the resource metrics API.
+    /// Average CPU use in per cent of the request. Needs the resource metrics API. Default: none with `connections`, else 70.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub cpu_percent: Option<i32>,
@@ -631,11 +634,11 @@ pub struct RabbitmqSpec {
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExternalRabbitmq {
-    /// `amqp://host:port/vhost`, or `amqps://` for TLS. No password here.
+    /// `amqp://host:port/vhost`, or `amqps://` for TLS. No password here. Default: the Secret's `url`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^amqps?://[^@\s]+$"))]
     pub url: Option<String>,
-    /// A Secret with the key `url` (credentials included), or with the keys `username` and `password` for the `url` here.
+    /// A Secret with the key `url` (credentials included), or with the keys `username` and `password` for the `url` here. Default: none; nobody asks for a password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub secret_name: Option<String>,
@@ -654,6 +657,76 @@ pub struct TelemetrySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub trace_ratio: Option<f64>,
+}
+
+/// What Prometheus and Grafana are given to read: what is named here is made, and goes when it is taken out.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MonitoringSpec {
+    /// A PodMonitor (`monitoring.coreos.com/v1`), by which Prometheus scrapes every role. Not together with the one for all
+    /// ChatClusters that the operator's chart makes: pods would be scraped twice. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_monitor: Option<PodMonitorSpec>,
+    /// A PrometheusRule (`monitoring.coreos.com/v1`) with the objectives and alerts of this ChatCluster alone. Not together with the
+    /// one for all of the operator's chart. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prometheus_rule: Option<PrometheusRuleSpec>,
+    /// A ConfigMap with a Grafana dashboard each: overview, messages, gateway, stores and push of this ChatCluster alone.
+    /// Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dashboards: Option<DashboardsSpec>,
+}
+
+/// How the roles are scraped.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PodMonitorSpec {
+    /// Whether it is made. Default: true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    /// Further labels, which your Prometheus selects by, e.g. `{release: prometheus}`. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Time between two scrapes. Default: 30s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^([0-9]+[smhd])+$"))]
+    pub interval: Option<String>,
+}
+
+/// What is recorded and alerted on.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PrometheusRuleSpec {
+    /// Whether it is made. Default: true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    /// Further labels, which your Prometheus selects by, e.g. `{release: prometheus}`. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Where your copies of the runbooks are, e.g. `https://wiki.example.com/carillon`. Default: `docs/runbooks`, their path in the
+    /// project's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^https?://"))]
+    pub runbook_base_url: Option<String>,
+}
+
+/// How Grafana finds the dashboards.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DashboardsSpec {
+    /// Whether they are made. Default: true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    /// Labels that Grafana's sidecar looks for. Default: `{grafana_dashboard: "1"}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Annotations, e.g. `{grafana_folder: Chat}`. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<BTreeMap<String, String>>,
 }
 
 /// A number of bytes as a plain number or with a suffix (`4Mi`).

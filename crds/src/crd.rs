@@ -80,6 +80,30 @@ pub fn chart_values_schema_json() -> String {
             "labels": texts,
             "annotations": texts,
             "spec": spec,
+            "check": {
+                "type": "object",
+                "additionalProperties": false,
+                "description": "The pod of `helm test`, which waits until the ChatCluster is available.",
+                "properties": {
+                    "image": {
+                        "type": "object",
+                        "additionalProperties": false,
+                        "required": ["repository"],
+                        "description": "Image of the operator.",
+                        "properties": {
+                            "repository": { "type": "string", "minLength": 1 },
+                            "tag": { "type": "string", "description": "Default: the chart's appVersion." },
+                            "pullPolicy": { "enum": ["Always", "IfNotPresent", "Never"] },
+                        },
+                    },
+                    "imagePullSecrets": {
+                        "type": "array",
+                        "description": "Secrets with registry credentials for it.",
+                        "items": { "type": "object", "additionalProperties": false, "required": ["name"], "properties": { "name": { "type": "string", "minLength": 1 } } },
+                    },
+                    "waitSeconds": { "type": "integer", "minimum": 1, "maximum": 3600, "description": "How long it waits." },
+                },
+            },
         },
     });
     let text = serde_json::to_string_pretty(&schema)

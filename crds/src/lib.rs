@@ -9,7 +9,8 @@
 //! * [`parse_chat_cluster`]: a `ChatCluster` from YAML, unknown fields refused by name;
 //! * [`platform_config`]: spec → [`config::PlatformConfig`], or every problem with the field it is in;
 //! * [`chat_cluster_crd`]: the CustomResourceDefinition, generated from the types;
-//! * [`chart_values_schema_json`]: the schema of a Helm chart's values, generated from the definition.
+//! * [`chart_values_schema_json`]: the schema of a Helm chart's values, generated from the definition;
+//! * [`reference_markdown`]: every field for people, generated from the definition.
 
 pub mod config;
 
@@ -20,6 +21,7 @@ mod file;
 mod mapping;
 mod problem;
 mod quantity;
+mod reference;
 mod releases;
 mod status;
 
@@ -36,6 +38,7 @@ pub use mapping::{
 };
 pub use problem::{FieldProblem, describe_problems};
 pub use quantity::{parse_bytes, parse_duration_seconds, parse_quantity};
+pub use reference::reference_markdown;
 pub use releases::{may_follow, supported_lines};
 pub use status::*;
 

@@ -32,7 +32,7 @@ pub struct ChatClusterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade: Option<UpgradeStatus>,
     /// What holds and what doesn't: Available, Progressing, Degraded, SpecValid, SchemaMigrated, ScyllaReady, RedisReady, RabbitmqReady,
-    /// ObjectStoreReady.
+    /// ObjectStoreReady; Monitored, when `spec.monitoring` asks for something.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
@@ -140,4 +140,6 @@ pub mod condition {
     pub const RABBITMQ_READY: &str = "RabbitmqReady";
     /// The store of files answers the media role.
     pub const OBJECT_STORE_READY: &str = "ObjectStoreReady";
+    /// What `spec.monitoring` asks for is there. Reported only when it asks for something.
+    pub const MONITORED: &str = "Monitored";
 }

@@ -24,6 +24,7 @@ use crate::apply::difference::ORDER_HASH;
 use crate::build::{
     INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL, SIGNING_KEY, instance_selector, jwt_secret_name,
 };
+use crate::foreign::{PodMonitor, PrometheusRule, Served, is_unknown};
 use crate::status::MissingSecret;
 use crate::validate::Order;
 
@@ -48,10 +49,18 @@ pub struct Live {
     pub autoscalers: Vec<HorizontalPodAutoscaler>,
     /// Ingresses.
     pub ingresses: Vec<Ingress>,
+    /// PodMonitors, where the API server knows them.
+    pub pod_monitors: Vec<PodMonitor>,
+    /// PrometheusRules, where the API server knows them.
+    pub prometheus_rules: Vec<PrometheusRule>,
 }
 
-/// Reads the children of `cluster`.
-pub async fn live_children(client: &Client, cluster: &ChatCluster) -> Result<Live, kube::Error> {
+/// Reads the children of `cluster`; of kinds that the API server may not know, those that are `served`.
+pub async fn live_children(
+    client: &Client,
+    cluster: &ChatCluster,
+    served: Served,
+) -> Result<Live, kube::Error> {
     let (service_accounts, config_maps, services, network_policies, pod_disruption_budgets) = tokio::try_join!(
         owned(client, cluster),
         owned(client, cluster),
@@ -65,6 +74,10 @@ pub async fn live_children(client: &Client, cluster: &ChatCluster) -> Result<Liv
         owned(client, cluster),
         owned(client, cluster),
     )?;
+    let (pod_monitors, prometheus_rules) = tokio::try_join!(
+        owned_if(served.pod_monitors, client, cluster),
+        owned_if(served.prometheus_rules, client, cluster),
+    )?;
     Ok(Live {
         service_accounts,
         config_maps,
@@ -75,6 +88,8 @@ pub async fn live_children(client: &Client, cluster: &ChatCluster) -> Result<Liv
         deployments,
         autoscalers,
         ingresses,
+        pod_monitors,
+        prometheus_rules,
     })
 }
 
@@ -136,6 +151,27 @@ where
     let mut children: Vec<K> = list(client, cluster).await?;
     children.retain(|child| is_owned_by(child, cluster));
     Ok(children)
+}
+
+async fn owned_if<K>(
+    is_served: bool,
+    client: &Client,
+    cluster: &ChatCluster,
+) -> Result<Vec<K>, kube::Error>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + DeserializeOwned,
+{
+    if !is_served {
+        return Ok(Vec::new());
+    }
+    match owned(client, cluster).await {
+        // Somebody took the definition away since.
+        Err(error) if is_unknown(&error) => Ok(Vec::new()),
+        found => found,
+    }
 }
 
 /// Whether `child` carries the controller reference of `cluster`, and not of an earlier one of the same name; or nobody's,

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use carillon_operator::check::{self, Check};
 use carillon_operator::{controller, settings::Settings};
 use clap::{Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
@@ -20,21 +21,26 @@ struct Cli {
 enum Command {
     /// Reconcile ChatClusters until stopped (the default).
     Run,
+    /// Wait until an operator acts, or until a ChatCluster is available; what `helm test` runs.
+    Check(Check),
     /// Print the CustomResourceDefinition of ChatCluster as YAML.
     Crds,
     /// Print the CustomResourceDefinition of ChatBackup as YAML.
     BackupCrds,
     /// Print the JSON Schema of the values of the chatcluster chart.
     ValuesSchema,
+    /// Print the reference of every field of ChatCluster and ChatBackup as Markdown.
+    Reference,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let derived = match cli.command {
+    let derived = match &cli.command {
         Some(Command::Crds) => Some(carillon_crds::chat_cluster_crd_yaml()),
         Some(Command::BackupCrds) => Some(carillon_crds::chat_backup_crd_yaml()),
         Some(Command::ValuesSchema) => Some(carillon_crds::chart_values_schema_json()),
-        Some(Command::Run) | None => None,
+        Some(Command::Reference) => Some(carillon_crds::reference_markdown()),
+        Some(Command::Run | Command::Check(_)) | None => None,
     };
     if let Some(text) = derived {
         print!("{text}");
@@ -51,7 +57,7 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .init();
-    match run(cli.settings) {
+    match run(cli.command, cli.settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "stopped");
@@ -60,7 +66,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(settings: Settings) -> anyhow::Result<()> {
+fn run(command: Option<Command>, settings: Settings) -> anyhow::Result<()> {
     // Installing fails only when a provider is installed already, which is just as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -68,6 +74,9 @@ fn run(settings: Settings) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
+        if let Some(Command::Check(check)) = command {
+            return check::run(&check, &settings).await;
+        }
         let shutdown = CancellationToken::new();
         tokio::spawn(cancel_on_signal(shutdown.clone()));
         controller::run(settings, shutdown).await

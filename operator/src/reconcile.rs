@@ -26,10 +26,11 @@ use crate::build::{self, COMPONENT_LABEL, Children, MIGRATION_COMPONENT, RESTORE
 use crate::context::{Context, reference_to};
 use crate::credentials::{self, KeyError};
 use crate::dereference::{self, Live};
+use crate::foreign::Served;
 use crate::lookout;
 use crate::probe::{self, Probe};
 use crate::readiness::PodReadiness;
-use crate::status::{Component, Migration, Observation, migration, status, unreadable};
+use crate::status::{Component, Migration, Monitoring, Observation, migration, status, unreadable};
 use crate::upgrade::{self, Course};
 use crate::validate::{Order, order, order_of_release};
 
@@ -52,6 +53,8 @@ const PODS_ASKED: usize = 24;
 
 /// Changes of one sort in one pass that have an Event each. More are a new order, and are told together.
 const CHANGES_TOLD_ONE_BY_ONE: usize = 3;
+/// Children in one Event: their kinds and names, however long, fit into a note.
+const CHANGES_TOLD_TOGETHER: usize = 10;
 
 /// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
@@ -137,7 +140,8 @@ async fn pass(
     context: &Context,
     cluster: &ChatCluster,
 ) -> Result<(Observation, Vec<Change>, Option<ReconcileError>), ReconcileError> {
-    let live = dereference::live_children(&context.client, cluster).await?;
+    let served = context.definitions.served(&context.client).await;
+    let live = dereference::live_children(&context.client, cluster, served).await?;
     let previous = cluster.status.clone().unwrap_or_default();
     let mut seen = Observation {
         generation: cluster.metadata.generation,
@@ -162,6 +166,7 @@ async fn pass(
     };
     seen.version = Some(order.config.version.clone());
     seen.endpoint = Some(build::endpoint(&order));
+    seen.monitoring = monitoring(&order, served);
     seen.missing_secrets =
         dereference::missing_secrets(&context.client, &order.namespace, &order.spec).await?;
     seen.hibernated = build::is_hibernated(&order);
@@ -184,7 +189,7 @@ async fn pass(
         }
     };
     let mut applier = Applier::new(&context.client, &context.metrics, cluster);
-    let result = bring_about(context, &orders, &live, &mut applier, &mut seen).await;
+    let result = bring_about(context, &orders, &live, served, &mut applier, &mut seen).await;
     let order = orders.run;
     let failure = result.err();
     seen.failure = failure.as_ref().map(ReconcileError::to_string);
@@ -302,6 +307,7 @@ async fn bring_about(
     context: &Context,
     orders: &Orders,
     live: &Live,
+    served: Served,
     applier: &mut Applier<'_>,
     seen: &mut Observation,
 ) -> Result<(), ReconcileError> {
@@ -375,7 +381,7 @@ async fn bring_about(
     let current = if applier.changes.is_empty() {
         live.clone()
     } else {
-        dereference::live_children(&context.client, applier.cluster).await?
+        dereference::live_children(&context.client, applier.cluster, served).await?
     };
     seen.components = components(order, &children, &current);
     let rolled_out = workloads_as_ordered(&children, &current)
@@ -383,6 +389,7 @@ async fn bring_about(
     applier
         .delete_orphans(&children, &current, rolled_out, before.as_ref())
         .await?;
+    applier.apply_monitors(&children, live, served).await?;
     Ok(())
 }
 
@@ -412,6 +419,15 @@ async fn restore(
     retry_failed(found, applier, &restore).await?;
     seen.restore = Some(restore);
     Ok(())
+}
+
+/// What the order asks for of monitoring, and can't be had.
+fn monitoring(order: &Order, served: Served) -> Option<Monitoring> {
+    let mut kinds = build::monitoring_kinds(order)?;
+    kinds.retain(|kind| !served.has(kind));
+    Some(Monitoring {
+        unknown_kinds: kinds,
+    })
 }
 
 fn awaits_restore(children: &Children, live: &Live) -> bool {
@@ -760,7 +776,7 @@ async fn publish_turns(
     }
 }
 
-/// One Event for many that were made, else one for each. Events about one child are counted together.
+/// One Event for some of many that were made, else one for each. Events about one child are counted together.
 async fn publish_changes(context: &Context, metadata: &ObjectMeta, changes: &[Change]) {
     let reference = reference_to(metadata);
     for (action, reason) in [
@@ -771,40 +787,36 @@ async fn publish_changes(context: &Context, metadata: &ObjectMeta, changes: &[Ch
             .iter()
             .filter(|change| change.action == action)
             .collect();
-        if let Some(first) = changed.first() {
-            tracing::info!(
-                namespace = metadata.namespace,
-                cluster = metadata.name,
-                reason,
-                count = changed.len(),
-                "applied"
-            );
-            // Together they are about the first, so that what came at another time has an Event of its own.
-            let several = changed.len() > CHANGES_TOLD_ONE_BY_ONE;
-            let about = if several {
-                std::slice::from_ref(first)
-            } else {
-                &changed
-            };
-            for change in about {
-                let note = if several {
-                    let names: Vec<String> =
-                        changed.iter().map(|change| describe(change)).collect();
-                    names.join(", ")
-                } else {
-                    describe(change)
-                };
+        if changed.is_empty() {
+            continue;
+        }
+        tracing::info!(
+            namespace = metadata.namespace,
+            cluster = metadata.name,
+            reason,
+            count = changed.len(),
+            "applied"
+        );
+        if changed.len() > CHANGES_TOLD_ONE_BY_ONE {
+            for some in changed.chunks(CHANGES_TOLD_TOGETHER) {
+                let names: Vec<String> = some.iter().map(|change| describe(change)).collect();
                 context
-                    .event(
-                        &reference,
-                        EventType::Normal,
-                        reason,
-                        "Apply",
-                        Some(change),
-                        note,
-                    )
+                    .list_event(&reference, reason, "Apply", names.join(", "))
                     .await;
             }
+            continue;
+        }
+        for change in changed {
+            context
+                .event(
+                    &reference,
+                    EventType::Normal,
+                    reason,
+                    "Apply",
+                    Some(change),
+                    describe(change),
+                )
+                .await;
         }
     }
     for change in changes {

@@ -260,7 +260,8 @@ async fn helm_install_apply_chat_delete() -> Result<()> {
         "--wait",
         "--timeout=180s",
     ])?;
-    println!("operator installed");
+    kubernetes.helm(&["test", "carillon", "--timeout=120s"])?;
+    println!("operator installed, and it says that it acts");
 
     bad_chat_clusters(kubernetes)?;
 

@@ -32,6 +32,11 @@ const DERIVED: &[Derived] = &[
         arguments: &["values-schema"],
         file: "charts/chatcluster/values.schema.json",
     },
+    Derived {
+        package: "carillon-operator",
+        arguments: &["reference"],
+        file: "docs/reference.md",
+    },
 ];
 
 /// Writes the files, or only compares them.

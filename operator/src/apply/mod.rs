@@ -1,8 +1,8 @@
 //! Writes what differs between what is ordered and what there is.
 //!
 //! Order, so that nothing starts before what it needs is there: ServiceAccounts, ConfigMaps, Services, NetworkPolicies,
-//! PodDisruptionBudgets, the migration Job; and once the gate is open: Deployments, autoscalers, Ingresses; last, what
-//! nobody orders any more is deleted.
+//! PodDisruptionBudgets, the migration Job; and once the gate is open: Deployments, autoscalers, Ingresses; then what
+//! nobody orders any more is deleted; last, what monitors it.
 //!
 //! Every write is a server-side apply by one field manager. Fields that others set are left alone, so that an
 //! autoscaler, an injector or a person's own annotation is not fought with.
@@ -26,6 +26,7 @@ use self::difference::{Difference, difference, with_hash};
 use crate::FIELD_MANAGER;
 use crate::build::Children;
 use crate::dereference::{Live, is_owned_by, names};
+use crate::foreign::Served;
 use crate::metrics::Metrics;
 
 /// Holds `spec.replicas` between the moment the operator lets go of it and the moment the autoscaler takes it: a field
@@ -220,6 +221,28 @@ impl<'a> Applier<'a> {
             .await?;
         if workloads_current {
             self.delete_unordered(&children.config_maps, &live.config_maps)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// What monitors it, where the API server knows such kinds. Comes after everything else: nobody who chats needs it.
+    pub async fn apply_monitors(
+        &mut self,
+        children: &Children,
+        live: &Live,
+        served: Served,
+    ) -> Result<(), ApplyError> {
+        if served.pod_monitors {
+            self.apply_all(&children.pod_monitors, &live.pod_monitors)
+                .await?;
+            self.delete_unordered(&children.pod_monitors, &live.pod_monitors)
+                .await?;
+        }
+        if served.prometheus_rules {
+            self.apply_all(&children.prometheus_rules, &live.prometheus_rules)
+                .await?;
+            self.delete_unordered(&children.prometheus_rules, &live.prometheus_rules)
                 .await?;
         }
         Ok(())

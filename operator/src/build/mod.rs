@@ -7,6 +7,7 @@ mod deployment;
 mod ingress;
 mod labels;
 mod migration_job;
+mod monitoring;
 mod network_policy;
 mod pod;
 mod pod_disruption_budget;
@@ -21,10 +22,12 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::Resource;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::foreign::{PodMonitor, PrometheusRule};
 use crate::validate::Order;
 
 pub use backup_job::{BACKUP_LABEL, backup_cron_job, backup_job, backup_job_name};
@@ -44,7 +47,7 @@ pub use secret::{
 pub struct Children {
     /// One per role, and one for the migration.
     pub service_accounts: Vec<ServiceAccount>,
-    /// The configuration, the public keys, and the authorities for integrators.
+    /// The configuration, the public keys, the authorities for integrators, and dashboards when they are asked for.
     pub config_maps: Vec<ConfigMap>,
     /// One per role, and the headless one of the message role.
     pub services: Vec<Service>,
@@ -62,6 +65,10 @@ pub struct Children {
     pub autoscalers: Vec<HorizontalPodAutoscaler>,
     /// When the gateway has a host.
     pub ingresses: Vec<Ingress>,
+    /// When it is asked for.
+    pub pod_monitors: Vec<PodMonitor>,
+    /// When it is asked for.
+    pub prometheus_rules: Vec<PrometheusRule>,
 }
 
 impl Children {
@@ -92,7 +99,11 @@ pub struct Keys {
 pub fn children(order: &Order, keys: &Keys) -> Children {
     Children {
         service_accounts: service_account::build(order),
-        config_maps: config_map::build(order, keys),
+        config_maps: [
+            config_map::build(order, keys),
+            monitoring::dashboards(order),
+        ]
+        .concat(),
         services: service::build(order),
         network_policies: network_policy::build(order),
         pod_disruption_budgets: pod_disruption_budget::build(order),
@@ -104,7 +115,20 @@ pub fn children(order: &Order, keys: &Keys) -> Children {
             .collect(),
         autoscalers: autoscaler::build(order),
         ingresses: ingress::build(order),
+        pod_monitors: monitoring::pod_monitor(order).into_iter().collect(),
+        prometheus_rules: monitoring::prometheus_rule(order).into_iter().collect(),
     }
+}
+
+/// The kinds of others that the order's monitoring needs; `None` when it asks for no monitoring.
+pub fn monitoring_kinds(order: &Order) -> Option<Vec<String>> {
+    let kinds = [
+        monitoring::pod_monitor(order).map(|_| PodMonitor::kind(&()).into_owned()),
+        monitoring::prometheus_rule(order).map(|_| PrometheusRule::kind(&()).into_owned()),
+    ];
+    let kinds: Vec<String> = kinds.into_iter().flatten().collect();
+    let asked = !kinds.is_empty() || !monitoring::dashboards(order).is_empty();
+    asked.then_some(kinds)
 }
 
 /// Where clients reach the platform.

@@ -6,6 +6,7 @@
 mod available;
 mod component;
 mod degraded;
+mod monitored;
 mod pods;
 mod progressing;
 mod schema_migrated;
@@ -31,6 +32,13 @@ pub struct MissingSecret {
     pub name: String,
     /// Who needs it.
     pub needed_by: SecretUse,
+}
+
+/// What is asked for of monitoring, as far as it can't be had.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Monitoring {
+    /// Kinds that the API server doesn't know.
+    pub unknown_kinds: Vec<String>,
 }
 
 /// Everything a pass has seen of one cluster.
@@ -68,6 +76,8 @@ pub struct Observation {
     pub readiness: Vec<PodReadiness>,
     /// Whether messages get through.
     pub probe: Probe,
+    /// What monitors it; `None` when nothing is asked for.
+    pub monitoring: Option<Monitoring>,
     /// What was last whole and available.
     pub release: Option<Release>,
     /// The upgrade that is under way, or the last one.
@@ -188,6 +198,7 @@ pub fn status(
             stores::verdict(seen, "object_store"),
         ),
     ];
+    let monitored = monitored::verdict(seen);
     let ready = seen
         .components
         .iter()
@@ -203,6 +214,7 @@ pub fn status(
         upgrade: seen.upgrade.clone(),
         conditions: verdicts
             .into_iter()
+            .chain(monitored.map(|verdict| (condition::MONITORED, verdict)))
             .map(|(type_, verdict)| condition_of(type_, verdict, seen.generation, previous, &now))
             .collect(),
     }

@@ -273,6 +273,9 @@ async fn edited_fields_are_mended() -> Result<()> {
                 continue;
             };
             let (api, name) = place(&stage, child)?;
+            // An item that was renamed stays beside the one that was put back, which may have another place then.
+            let now = owned(&api.get(&name).await?);
+            let pointer = now.get(path).map_or(pointer, |(pointer, _)| pointer);
             if edit(&api, &name, pointer, value).await? {
                 broken.push((child, path, Instant::now()));
             } else {
@@ -289,14 +292,16 @@ async fn edited_fields_are_mended() -> Result<()> {
             .with_context(|| operator.said().lines().rev().take(5).collect::<String>())?;
             longest = longest.max(since.elapsed());
         }
+        let mut silent = Vec::new();
         eventually("Events tell of all", async || {
             let now = told(&stage).await?;
-            Ok(broken
-                .iter()
-                .all(|(child, ..)| now.get(*child) > events.get(*child)))
+            let is_told = |child: &String| now.get(child) > events.get(child);
+            silent = broken.clone();
+            silent.retain(|(child, ..)| !is_told(child));
+            Ok(silent.is_empty())
         })
         .await
-        .with_context(|| format!("{broken:?}"))?;
+        .with_context(|| format!("{silent:?}\n{}", operator.said()))?;
     }
     println!(
         "{edited} fields edited and mended, the longest after {} ms; {fixed} can't be edited",

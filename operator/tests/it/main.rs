@@ -7,11 +7,13 @@
 //! they can be.
 
 mod backups;
+mod charts;
 mod crash;
 mod drains;
 mod drift;
 mod edge;
 mod leaders;
+mod monitors;
 mod plane;
 mod probe;
 mod process;

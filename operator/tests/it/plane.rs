@@ -21,6 +21,16 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Name of the operator's release: of its ServiceAccount, its Roles and its Lease.
 pub const RELEASE: &str = "carillon-operator";
 
+/// Definitions that are there for all tests; who wants to be without them has the proxy forget their group.
+const MONITORS: [&str; 2] = [
+    "monitoring.coreos.com_podmonitors.yaml",
+    "monitoring.coreos.com_prometheusrules.yaml",
+];
+
+/// The operator's chart.
+pub const OPERATOR_CHART: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/carillon-operator");
+
 /// The definition is installed once for all tests of this program.
 static DEFINED: OnceCell<()> = OnceCell::const_new();
 
@@ -35,14 +45,17 @@ pub struct Plane {
     pub admin: Client,
     config: Config,
     helm: PathBuf,
+    /// Definitions of other operators' kinds.
+    definitions: PathBuf,
 }
 
 impl Plane {
     /// The control plane, or `None` after saying that `test` is skipped.
     pub async fn from_environment(test: &str) -> Result<Option<Self>> {
-        let (Some(kubeconfig), Some(helm)) = (
+        let (Some(kubeconfig), Some(helm), Some(definitions)) = (
             variable(test, "CARILLON_TEST_CONTROL_PLANE"),
             variable(test, "CARILLON_TEST_HELM"),
+            variable(test, "CARILLON_TEST_DEFINITIONS"),
         ) else {
             return Ok(None);
         };
@@ -56,6 +69,7 @@ impl Plane {
             admin: Client::try_from(config.clone())?,
             config,
             helm: helm.into(),
+            definitions: definitions.into(),
         };
         DEFINED.get_or_try_init(|| plane.define()).await?;
         Ok(Some(plane))
@@ -67,6 +81,11 @@ impl Plane {
             carillon_crds::chat_backup_crd(),
         ] {
             self.define_one(definition).await?;
+        }
+        for file in MONITORS {
+            let text = std::fs::read_to_string(self.definitions.join(file))
+                .with_context(|| format!("{file} of {}", self.definitions.display()))?;
+            self.define_one(serde_saphyr::from_str(&text)?).await?;
         }
         Ok(())
     }
@@ -124,12 +143,23 @@ impl Plane {
 
     /// What the chart makes of accounts and rights for a release in `namespace`.
     pub fn chart(&self, namespace: &str) -> Result<Vec<Value>> {
-        let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/carillon-operator");
+        let only = ["templates/serviceaccount.yaml", "templates/rbac.yaml"];
+        let only = only.map(|file| ["--show-only", file]).concat();
+        documents(&self.template(OPERATOR_CHART, RELEASE, namespace, &only)?)
+    }
+
+    /// `helm template` of a chart.
+    pub fn template(
+        &self,
+        chart: &str,
+        release: &str,
+        namespace: &str,
+        more: &[&str],
+    ) -> Result<String> {
         let output = Command::new(&self.helm)
-            .args(["template", RELEASE, chart, "--namespace", namespace])
+            .args(["template", release, chart, "--namespace", namespace])
             .args(["--kube-version", "1.34.0"])
-            .args(["--show-only", "templates/serviceaccount.yaml"])
-            .args(["--show-only", "templates/rbac.yaml"])
+            .args(more)
             .output()
             .with_context(|| format!("running {}", self.helm.display()))?;
         ensure!(
@@ -137,23 +167,17 @@ impl Plane {
             "helm: {}",
             String::from_utf8_lossy(&output.stderr)
         );
-        let text = String::from_utf8(output.stdout)?;
-        text.split("\n---")
-            .filter(|document| document.contains("kind:"))
-            .map(|document| {
-                serde_saphyr::from_str(document.trim_start_matches("---")).context("the chart")
-            })
-            .collect()
+        Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// A token of the operator's ServiceAccount.
-    pub async fn token(&self, namespace: &str) -> Result<String> {
+    /// A token of a ServiceAccount.
+    pub async fn token(&self, namespace: &str, account: &str) -> Result<String> {
         let api: Api<ServiceAccount> = Api::namespaced(self.admin.clone(), namespace);
         let request: TokenRequest = serde_json::from_value(
             json!({ "spec": { "audiences": [], "expirationSeconds": 7200 } }),
         )?;
         let made = api
-            .create_token_request(RELEASE, &PostParams::default(), &request)
+            .create_token_request(account, &PostParams::default(), &request)
             .await?;
         made.status
             .and_then(|status| status.token)
@@ -175,6 +199,16 @@ impl Plane {
     }
 }
 
+/// The objects of a chart's output.
+pub fn documents(text: &str) -> Result<Vec<Value>> {
+    text.split("\n---")
+        .filter(|document| document.contains("kind:"))
+        .map(|document| {
+            serde_saphyr::from_str(document.trim_start_matches("---")).context("the chart")
+        })
+        .collect()
+}
+
 /// Waits until `holds`; fails after [`PATIENCE`].
 pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
@@ -189,7 +223,8 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> Result<bool>
     Ok(())
 }
 
-fn variable(test: &str, name: &str) -> Option<String> {
+/// A variable, or `None` after saying that `test` is skipped.
+pub fn variable(test: &str, name: &str) -> Option<String> {
     let value = std::env::var(name).ok().filter(|value| !value.is_empty());
     if value.is_none() {
         println!("CARILLON-SKIPPED {test}: {name} is not set");

@@ -33,7 +33,7 @@ impl Replica {
             "kind": "Config",
             "current-context": "test",
             "clusters": [{ "name": "test", "cluster": { "server": proxy.url } }],
-            "users": [{ "name": "test", "user": { "token": plane.token(namespace).await? } }],
+            "users": [{ "name": "test", "user": { "token": plane.token(namespace, RELEASE).await? } }],
             "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" } }],
         });
         std::fs::write(folder.path().join("kubeconfig"), kubeconfig.to_string())?;

@@ -74,6 +74,7 @@ struct Shared {
     writes: AtomicUsize,
     on_write: Mutex<Option<OnWrite>>,
     hold: Mutex<Option<Arc<Hold>>>,
+    unknown: Mutex<Option<&'static str>>,
 }
 
 impl Proxy {
@@ -88,6 +89,7 @@ impl Proxy {
             writes: AtomicUsize::new(0),
             on_write: Mutex::new(None),
             hold: Mutex::new(None),
+            unknown: Mutex::new(None),
         });
         let serving = Arc::clone(&shared);
         tokio::spawn(async move {
@@ -126,6 +128,11 @@ impl Proxy {
         hold
     }
 
+    /// From now on the API server knows nothing of an API group: it is asked for another one, which it doesn't know.
+    pub fn forget_group(&self, group: Option<&'static str>) {
+        *self.shared.unknown.lock().unwrap() = group;
+    }
+
     /// The record from its `start`-th entry on.
     pub fn since(&self, start: usize) -> Vec<Record> {
         self.log.lock().unwrap()[start..].to_vec()
@@ -142,6 +149,11 @@ type Answer = Response<Either<Body, Full<Bytes>>>;
 async fn forward(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Infallible> {
     let (mut parts, body) = request.into_parts();
     let mut record = record_of(&shared.who, &parts.method, &parts.uri);
+    let unknown = *shared.unknown.lock().unwrap();
+    if let Some(group) = unknown.filter(|group| parts.uri.path().contains(group)) {
+        let uri = parts.uri.to_string().replace(group, "unknown.example.com");
+        parts.uri = uri.parse().expect("a URI with another name in it");
+    }
     // They are about the connection to this proxy.
     for header in ["host", "connection", "content-length"] {
         parts.headers.remove(header);

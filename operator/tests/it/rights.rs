@@ -49,6 +49,16 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "poddisruptionbudgets",
         "get list watch create patch delete",
     ),
+    (
+        "monitoring.coreos.com",
+        "podmonitors",
+        "get list watch create patch delete",
+    ),
+    (
+        "monitoring.coreos.com",
+        "prometheusrules",
+        "get list watch create patch delete",
+    ),
     ("batch", "jobs", "get list watch create patch delete"),
     ("batch", "cronjobs", "get list watch create patch"),
     ("", "secrets", "get create update"),

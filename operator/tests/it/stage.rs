@@ -43,11 +43,12 @@ pub fn first_order() -> String {
         "{STORES}
 gateway: {{host: chat.example.com, ingressClassName: nginx, autoscaling: {{minReplicas: 2, maxReplicas: 8}}}}
 message: {{replicas: 2}}
+monitoring: {{podMonitor: {{}}, prometheusRule: {{}}, dashboards: {{}}}}
 "
     )
 }
 
-/// An order that rolls every pod of the first one, migrates anew, and takes away an autoscaler and the Ingress.
+/// An order that rolls every pod of the first one, migrates anew, and takes away an autoscaler, the Ingress and the monitors.
 pub fn second_order() -> String {
     format!(
         "{STORES}
@@ -71,6 +72,8 @@ pub const KINDS: &[(&str, &str, &str)] = &[
     ("batch", "v1", "Job"),
     ("apps", "v1", "Deployment"),
     ("autoscaling", "v2", "HorizontalPodAutoscaler"),
+    ("monitoring.coreos.com", "v1", "PodMonitor"),
+    ("monitoring.coreos.com", "v1", "PrometheusRule"),
 ];
 
 /// A namespace and who plays in it.
