@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use carillon_crds::{ChatBackup, ChatCluster, ChatClusterSpec};
 use futures::{Stream, StreamExt, future};
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
@@ -31,9 +31,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup;
-use crate::build::{BACKUP_LABEL, INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL};
+use crate::build::{
+    BACKUP_LABEL, INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL, RabbitmqCluster, ScyllaCluster,
+};
 use crate::context::Context;
 use crate::leader::Leadership;
+use crate::managed;
 use crate::metrics::Metrics;
 use crate::reconcile::{error_policy, reconcile};
 use crate::settings::Settings;
@@ -41,6 +44,9 @@ use crate::{http, leader};
 
 /// Changes that come within this time are looked at together: a roll-out makes many.
 const DEBOUNCE: Duration = Duration::from_millis(300);
+
+/// Between two looks whether the API server knows a kind that somebody else defines.
+const SERVED_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Runs until `shutdown`, or until the Lease is lost.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -173,6 +179,15 @@ async fn control(
         )
         .watches_stream(children::<Job>(&client, &namespace), clusters_of)
         .watches_stream(children::<Deployment>(&client, &namespace), clusters_of)
+        .watches_stream(children::<StatefulSet>(&client, &namespace), clusters_of)
+        .watches_stream(
+            once_served::<ScyllaCluster>(&client, &namespace),
+            clusters_of,
+        )
+        .watches_stream(
+            once_served::<RabbitmqCluster>(&client, &namespace),
+            clusters_of,
+        )
         .watches_stream(
             children::<HorizontalPodAutoscaler>(&client, &namespace),
             clusters_of,
@@ -303,6 +318,31 @@ where
     watcher(api::<PartialObjectMeta<K>>(client, namespace), config)
         .default_backoff()
         .touched_objects()
+}
+
+/// The same of a kind that somebody else defines: from when the API server knows it.
+fn once_served<K>(
+    client: &Client,
+    namespace: &str,
+) -> impl Stream<Item = Result<PartialObjectMeta<K>, watcher::Error>> + Send + 'static
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + Sync
+        + 'static,
+{
+    let watched = children::<K>(client, namespace);
+    let client = client.clone();
+    futures::stream::once(async move {
+        while !managed::is_served::<K>(&client).await.unwrap_or(false) {
+            tokio::time::sleep(SERVED_INTERVAL).await;
+        }
+        watched
+    })
+    .flatten()
 }
 
 /// The ChatClusters that a child is of, by its owner reference and by its label: somebody may have taken away either.

@@ -12,6 +12,7 @@ mod drains;
 mod drift;
 mod edge;
 mod leaders;
+mod managed;
 mod plane;
 mod probe;
 mod process;
