@@ -1,5 +1,7 @@
 //! Stores that are managed: by StatefulSets, or by their own operators' resources under the definitions that those publish.
 
+use std::process::{Command, Stdio};
+
 use anyhow::{Context as _, Result, ensure};
 use carillon_crds::ChatCluster;
 use carillon_operator::build::{self, Keys, Maker};
@@ -311,6 +313,85 @@ async fn stores_own_operators_are_asked_where_they_are_installed() -> Result<()>
     plane.forget_others().await
 }
 
+/// The order as the operator builds it, with the stores' own operators or without.
+fn children(stage: &Stage, spec: &str, maker: Maker) -> Result<build::Children> {
+    let mut cluster = ChatCluster::new(NAME, serde_saphyr::from_str(spec)?);
+    cluster.metadata.namespace = Some(stage.namespace.clone());
+    cluster.metadata.uid = Some("1".to_owned());
+    let order = carillon_operator::validate::order(&cluster, "carillon");
+    let mut order = order.map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
+    order.managed.scylla = maker;
+    order.managed.rabbitmq = maker;
+    let keys = Keys {
+        jwks: String::new(),
+        trust: String::new(),
+    };
+    Ok(build::children(&order, &keys))
+}
+
+/// A real server takes the settings, wants the password, and finds its data again.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_takes_its_settings() -> Result<()> {
+    let Some(plane) = Plane::from_environment("managed::redis_takes_its_settings").await? else {
+        return Ok(());
+    };
+    let stage = Stage::set(&plane).await?;
+    let children = children(&stage, ABSENT, Maker::StatefulSet)?;
+    let settings = children
+        .config_maps
+        .iter()
+        .filter_map(|map| map.data.as_ref()?.get("redis.conf"))
+        .next()
+        .context("redis.conf")?;
+    let folder = tempfile::TempDir::new()?;
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let settings = settings
+        .replace("/etc/carillon-credentials/login.conf", &path("login.conf"))
+        .replace("dir /data", &format!("dir {}", folder.path().display()))
+        // So that it meets no other.
+        .replace(
+            "port 6379",
+            &format!("port 0\nunixsocket {}", path("socket")),
+        );
+    std::fs::write(path("login.conf"), "requirepass opensesame\n")?;
+    std::fs::write(path("redis.conf"), settings)?;
+    let ask = |password: &str, words: &[&str]| -> Result<String> {
+        let output = Command::new("redis-cli")
+            .args(["-s", &path("socket")])
+            .args(words)
+            .env("REDISCLI_AUTH", password)
+            .stderr(Stdio::null())
+            .output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    for (words, expected) in [
+        (["set", "a", "b"].as_slice(), "OK"),
+        (["get", "a"].as_slice(), "b"),
+    ] {
+        let mut server = Command::new("redis-server")
+            .arg(path("redis.conf"))
+            .stdout(Stdio::null())
+            .spawn()
+            .context("redis-server")?;
+        let up = eventually("it answers", async || {
+            Ok(ask("opensesame", &["ping"])? == "PONG")
+        });
+        let said = match up.await {
+            Ok(()) => ask("opensesame", words),
+            Err(error) => Err(error),
+        };
+        let refused = ask("another", &["ping"]);
+        ask("opensesame", &["shutdown", "nosave"])?;
+        if said.is_err() {
+            server.kill()?;
+        }
+        server.wait()?;
+        ensure!(said? == expected, "{words:?}");
+        ensure!(refused?.starts_with("NOAUTH"));
+    }
+    stage.strike().await
+}
+
 /// Every field that is asked of another operator is one that it publishes.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_asked_for_is_what_other_operators_publish() -> Result<()> {
@@ -328,18 +409,7 @@ scylla: {managed: {members: 3, version: 2025.1.5, storage: {size: 100Gi, storage
 rabbitmq: {managed: {replicas: 3, image: 'mirror/rabbitmq:4.1', storage: {size: 5Gi, storageClassName: fast}, resources: {limits: {memory: 2Gi}}}}
 ";
     for spec in [ABSENT, full] {
-        let mut cluster = ChatCluster::new(NAME, serde_saphyr::from_str(spec)?);
-        cluster.metadata.namespace = Some(stage.namespace.clone());
-        cluster.metadata.uid = Some("1".to_owned());
-        let order = carillon_operator::validate::order(&cluster, "carillon");
-        let mut order = order.map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
-        order.managed.scylla = Maker::Operator;
-        order.managed.rabbitmq = Maker::Operator;
-        let keys = Keys {
-            jwks: String::new(),
-            trust: String::new(),
-        };
-        let children = build::children(&order, &keys);
+        let children = children(&stage, spec, Maker::Operator)?;
         let objects = [
             (
                 scyllas(&stage),
