@@ -21,6 +21,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::backup::RestoreFrom;
+use crate::managed::{ManagedRabbitmq, ManagedRedis, ManagedScylla};
 use crate::status::ChatClusterStatus;
 
 /// A chat platform: six roles and the stores they use.
@@ -63,6 +64,7 @@ use crate::status::ChatClusterStatus;
 )]
 #[x_kube(
     crates(kube_core = "::kube_core"),
+    validation = Rule::new("(!has(self.scylla) || has(self.scylla.managed)) == (!has(oldSelf.scylla) || has(oldSelf.scylla.managed))").message("spec.scylla: whether it is managed or external can't be changed, for messages stay where they are; restore a backup into a new ChatCluster").field_path(".scylla"),
     validation = Rule::new("!has(self.restoreFrom) || (has(oldSelf.restoreFrom) && self.restoreFrom == oldSelf.restoreFrom)").message("spec.restoreFrom: only a new ChatCluster begins with a backup, and always with the same").field_path(".restoreFrom"),
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -108,13 +110,13 @@ pub struct ChatClusterSpec {
     /// Push to devices without a live socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notification: Option<NotificationSpec>,
-    /// ScyllaDB (or Apache Cassandra): messages and accounts. Required in Kubernetes; `carillon up` embeds its own store.
+    /// ScyllaDB (or Apache Cassandra): messages and accounts. Default: `managed: {}`, for development. `carillon up` embeds its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scylla: Option<ScyllaSpec>,
-    /// Redis: live events, sessions, presence. Required in Kubernetes; `carillon up` embeds its own.
+    /// Redis: live events, sessions, presence. Default: `managed: {}`, for development. `carillon up` embeds its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redis: Option<RedisSpec>,
-    /// RabbitMQ: push jobs. Required in Kubernetes; `carillon up` embeds its own.
+    /// RabbitMQ: push jobs. Default: `managed: {}`, for development. `carillon up` embeds its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rabbitmq: Option<RabbitmqSpec>,
     /// Traces and logs.
@@ -557,11 +559,18 @@ pub struct NotificationSpec {
 
 /// ScyllaDB or Apache Cassandra.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[x_kube(crates(kube_core = "::kube_core"))]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("has(self.external) != has(self.managed)").message("spec.scylla: give one of external and managed"),
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ScyllaSpec {
     /// A cluster that somebody else runs.
-    pub external: ExternalScylla,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<ExternalScylla>,
+    /// One that the operator orders. Can't be exchanged for `external` later, nor the other way round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed: Option<ManagedScylla>,
 }
 
 /// A ScyllaDB cluster that somebody else runs.
@@ -594,11 +603,18 @@ pub struct ExternalScylla {
 
 /// Redis.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[x_kube(crates(kube_core = "::kube_core"))]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("has(self.external) != has(self.managed)").message("spec.redis: give one of external and managed"),
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RedisSpec {
     /// A server or cluster that somebody else runs. ChatClusters with different keyspaces may share it.
-    pub external: ExternalRedis,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<ExternalRedis>,
+    /// One that the operator runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed: Option<ManagedRedis>,
 }
 
 /// A Redis that somebody else runs.
@@ -619,11 +635,18 @@ pub struct ExternalRedis {
 
 /// RabbitMQ.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[x_kube(crates(kube_core = "::kube_core"))]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("has(self.external) != has(self.managed)").message("spec.rabbitmq: give one of external and managed"),
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RabbitmqSpec {
     /// A broker that somebody else runs. ChatClusters with different keyspaces may share it.
-    pub external: ExternalRabbitmq,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<ExternalRabbitmq>,
+    /// One that the operator orders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed: Option<ManagedRabbitmq>,
 }
 
 /// A RabbitMQ that somebody else runs: its address in `url`, or in the Secret.
@@ -829,21 +852,18 @@ impl ChatClusterSpec {
         }
         note(
             "spec.scylla.external.secretName",
-            self.scylla
-                .as_ref()
-                .and_then(|scylla| scylla.external.secret_name.as_ref()),
+            self.external_scylla()
+                .and_then(|scylla| scylla.secret_name.as_ref()),
         );
         note(
             "spec.redis.external.secretName",
-            self.redis
-                .as_ref()
-                .and_then(|redis| redis.external.secret_name.as_ref()),
+            self.external_redis()
+                .and_then(|redis| redis.secret_name.as_ref()),
         );
         note(
             "spec.rabbitmq.external.secretName",
-            self.rabbitmq
-                .as_ref()
-                .and_then(|rabbitmq| rabbitmq.external.secret_name.as_ref()),
+            self.external_rabbitmq()
+                .and_then(|rabbitmq| rabbitmq.secret_name.as_ref()),
         );
         found
     }

@@ -130,7 +130,7 @@ mod tests {
             ("spec: {gatway: {replicas: 2}}", "gatway"),
             ("spec: {gateway: {replica: 2}}", "replica"),
             ("spec: {media: {store: {s4: {}}}}", "s4"),
-            ("spec: {scylla: {managed: {}}}", "managed"),
+            ("spec: {scylla: {manged: {}}}", "manged"),
             ("spec: {}\nspecs: {}", "specs"),
         ] {
             let error = parse_chat_cluster(&format!("{HEAD}{text}\n"))

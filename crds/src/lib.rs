@@ -18,6 +18,7 @@ mod backup;
 mod chatcluster;
 mod crd;
 mod file;
+mod managed;
 mod mapping;
 mod problem;
 mod quantity;
@@ -32,6 +33,10 @@ pub use crd::{
     chat_cluster_crd_yaml,
 };
 pub use file::{ChatClusterFileError, parse_chat_cluster};
+pub use managed::{
+    DATACENTER, DeletionPolicy, ManagedRabbitmq, ManagedRedis, ManagedScylla, ManagedStorage,
+    ManagedStore,
+};
 pub use mapping::{
     Target, certificate_name, default_replicas, platform_config, progress_deadline_seconds,
     service_name, validate_spec,

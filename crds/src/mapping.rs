@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 
 use crate::chatcluster::{Autoscaling, ChatClusterSpec, ProviderSpec};
 use crate::config::*;
+use crate::managed::{self, ManagedStore};
 use crate::problem::FieldProblem;
 use crate::quantity::{BYTES_FORM, parse_bytes, parse_duration_seconds, parse_quantity};
 use crate::releases;
@@ -21,7 +22,7 @@ pub enum Target {
         /// The directory that holds everything.
         data_dir: PathBuf,
     },
-    /// Pods in a namespace, on external stores.
+    /// Pods in a namespace, on stores that are external or managed.
     Kubernetes {
         /// The namespace.
         namespace: String,
@@ -52,7 +53,7 @@ pub fn validate_spec(
 /// The configuration of every role, or every problem of the spec.
 ///
 /// The same inputs always give the same configuration. With [`Target::Embedded`] external stores in the spec are left
-/// unused, so that one file serves both targets; with [`Target::Kubernetes`] they are required.
+/// unused, so that one file serves both targets; with [`Target::Kubernetes`] what isn't external is managed.
 pub fn platform_config(
     cluster_name: &str,
     spec: &ChatClusterSpec,
@@ -488,9 +489,16 @@ fn notification(
 }
 
 fn stores(spec: &ChatClusterSpec, places: &Places<'_>, check: &mut Check) -> StoresConfig {
-    let scylla = spec.scylla.as_ref().map(|scylla| &scylla.external);
-    let redis = spec.redis.as_ref().map(|redis| &redis.external);
-    let rabbitmq = spec.rabbitmq.as_ref().map(|rabbitmq| &rabbitmq.external);
+    let scylla = spec.external_scylla();
+    let redis = spec.external_redis();
+    let rabbitmq = spec.external_rabbitmq();
+    check.problems.extend(managed::problems(spec));
+    for store in ManagedStore::ALL {
+        check.resources(
+            &format!("spec.{}.managed.resources", store.name()),
+            spec.managed_resources(store).as_ref(),
+        );
+    }
     if let Some(scylla) = scylla {
         if scylla.contact_points.is_empty() {
             check.problem(
@@ -567,59 +575,62 @@ fn stores(spec: &ChatClusterSpec, places: &Places<'_>, check: &mut Check) -> Sto
         }
         Target::Kubernetes { namespace } => namespace,
     };
+    let managed_scylla = spec.managed_scylla();
     let keyspace = keyspace(
         namespace,
         places.cluster_name,
-        scylla.and_then(|scylla| scylla.keyspace.as_deref()),
+        scylla
+            .and_then(|scylla| scylla.keyspace.as_deref())
+            .or(managed_scylla
+                .as_ref()
+                .and_then(|scylla| scylla.keyspace.as_deref())),
+        managed_scylla.is_some(),
         check,
     );
-    match (scylla, redis, rabbitmq) {
-        (Some(scylla), Some(redis), Some(rabbitmq)) => StoresConfig::External(ExternalStores {
-            scylla: ScyllaConfig {
+    let credentials = |purpose: &str, secret_name: &Option<String>| {
+        secret_name
+            .as_ref()
+            .map(|name| places.credentials(purpose, name))
+    };
+    let at = |store: ManagedStore| store.address(places.cluster_name, namespace);
+    StoresConfig::External(ExternalStores {
+        scylla: match (scylla, managed_scylla) {
+            (Some(scylla), _) => ScyllaConfig {
                 contact_points: scylla.contact_points.clone(),
                 datacenter: scylla.datacenter.clone(),
                 keyspace,
                 replication_factor: scylla.replication_factor.unwrap_or(3),
-                credentials_dir: scylla
-                    .secret_name
-                    .as_ref()
-                    .map(|name| places.credentials("scylla", name)),
+                credentials_dir: credentials("scylla", &scylla.secret_name),
             },
-            redis: RedisConfig {
+            (None, managed) => ScyllaConfig {
+                contact_points: vec![at(ManagedStore::Scylla)],
+                datacenter: managed::DATACENTER.to_owned(),
+                keyspace,
+                replication_factor: managed.unwrap_or_default().copies(),
+                credentials_dir: Some(Path::new(SECRETS_DIR).join("scylla")),
+            },
+        },
+        redis: match redis {
+            Some(redis) => RedisConfig {
                 url: redis.url.clone(),
-                credentials_dir: redis
-                    .secret_name
-                    .as_ref()
-                    .map(|name| places.credentials("redis", name)),
+                credentials_dir: credentials("redis", &redis.secret_name),
             },
-            rabbitmq: RabbitmqConfig {
+            None => RedisConfig {
+                url: format!("redis://{}", at(ManagedStore::Redis)),
+                credentials_dir: Some(Path::new(SECRETS_DIR).join("redis")),
+            },
+        },
+        rabbitmq: match rabbitmq {
+            Some(rabbitmq) => RabbitmqConfig {
                 url: rabbitmq.url.clone(),
-                credentials_dir: rabbitmq
-                    .secret_name
-                    .as_ref()
-                    .map(|name| places.credentials("rabbitmq", name)),
+                credentials_dir: credentials("rabbitmq", &rabbitmq.secret_name),
             },
-        }),
-        (scylla, redis, rabbitmq) => {
-            for (field, absent) in [
-                ("spec.scylla.external", scylla.is_none()),
-                ("spec.redis.external", redis.is_none()),
-                ("spec.rabbitmq.external", rabbitmq.is_none()),
-            ] {
-                if absent {
-                    check.problem(
-                        field,
-                        "is needed in Kubernetes: stores are not managed yet",
-                        "the address of a running store",
-                    );
-                }
-            }
-            // Never handed out: the problems above are.
-            StoresConfig::Embedded {
-                data_dir: PathBuf::new(),
-            }
-        }
-    }
+            None => RabbitmqConfig {
+                url: Some(format!("amqp://{}", at(ManagedStore::Rabbitmq))),
+                credentials_dir: Some(Path::new(SECRETS_DIR).join("rabbitmq")),
+            },
+        },
+    })
 }
 
 fn telemetry(spec: &ChatClusterSpec, places: &Places<'_>, check: &mut Check) -> TelemetryConfig {
@@ -745,7 +756,13 @@ pub fn certificate_name(cluster_name: &str, namespace: &str, role: Role) -> Stri
 }
 
 /// The keyspace: as given, or from namespace and name. `__` between the two keeps `a-b`/`c` and `a`/`b-c` apart.
-fn keyspace(namespace: &str, cluster_name: &str, given: Option<&str>, check: &mut Check) -> String {
+fn keyspace(
+    namespace: &str,
+    cluster_name: &str,
+    given: Option<&str>,
+    is_managed: bool,
+    check: &mut Check,
+) -> String {
     const FORM: &str = "a lower-case letter, then at most 47 lower-case letters, digits and _";
     let name = match given {
         Some(given) => given.to_owned(),
@@ -765,7 +782,11 @@ fn keyspace(namespace: &str, cluster_name: &str, given: Option<&str>, check: &mu
             Some(given) => format!("{given:?} is not a keyspace name"),
             None => format!("must be given: its default {name:?} is too long"),
         };
-        check.problem("spec.scylla.external.keyspace", problem, FORM);
+        let field = match is_managed {
+            true => "spec.scylla.managed.keyspace",
+            false => "spec.scylla.external.keyspace",
+        };
+        check.problem(field, problem, FORM);
     }
     name
 }
@@ -1189,12 +1210,7 @@ pub(crate) mod tests {
     fn an_empty_spec_in_kubernetes_names_what_is_missing() {
         assert_eq!(
             problem_fields(&ChatClusterSpec::default(), kubernetes()),
-            [
-                "spec.media.store",
-                "spec.scylla.external",
-                "spec.redis.external",
-                "spec.rabbitmq.external"
-            ]
+            ["spec.media.store"]
         );
     }
 
@@ -1408,10 +1424,13 @@ pub(crate) mod tests {
                 .map(|problem| problem.field)
                 .collect()
         };
+        fn external(spec: &mut ChatClusterSpec) -> &mut crate::ExternalScylla {
+            spec.scylla.as_mut().unwrap().external.as_mut().unwrap()
+        }
         assert_eq!(fields(&spec), ["spec.scylla.external.keyspace"]);
-        spec.scylla.as_mut().unwrap().external.keyspace = Some("town".to_owned());
+        external(&mut spec).keyspace = Some("town".to_owned());
         assert!(fields(&spec).is_empty());
-        spec.scylla.as_mut().unwrap().external.keyspace = Some("Town; DROP".to_owned());
+        external(&mut spec).keyspace = Some("Town; DROP".to_owned());
         assert_eq!(fields(&spec), ["spec.scylla.external.keyspace"]);
     }
 

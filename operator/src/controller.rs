@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use carillon_crds::{ChatBackup, ChatCluster, ChatClusterSpec};
 use futures::{Stream, StreamExt, future, stream};
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
@@ -31,12 +31,15 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup;
-use crate::build::{BACKUP_LABEL, INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL};
+use crate::build::{
+    BACKUP_LABEL, INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL, RabbitmqCluster, ScyllaCluster,
+};
 use crate::context::Context;
 use crate::foreign::{
     ASKED_AGAIN_AFTER, Kind, Monitoring, OfPodMonitor, OfPrometheusRule, is_unknown,
 };
 use crate::leader::Leadership;
+use crate::managed;
 use crate::metrics::Metrics;
 use crate::reconcile::{error_policy, reconcile};
 use crate::settings::Settings;
@@ -48,6 +51,8 @@ const DEBOUNCE: Duration = Duration::from_millis(300);
 /// Objects on a page of a watch's first list. Each is held whole until its page is read, with the fields that others manage, and
 /// all watches begin together: with a thousand ChatClusters the usual 500 were 140 MiB at a start.
 const PAGE: u32 = 50;
+/// Between two looks whether the API server knows a kind that somebody else defines.
+const SERVED_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Runs until `shutdown`, or until the Lease is lost.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -180,6 +185,15 @@ async fn control(
         )
         .watches_stream(children::<Job>(&client, &namespace), clusters_of)
         .watches_stream(children::<Deployment>(&client, &namespace), clusters_of)
+        .watches_stream(children::<StatefulSet>(&client, &namespace), clusters_of)
+        .watches_stream(
+            once_served::<ScyllaCluster>(&client, &namespace),
+            clusters_of,
+        )
+        .watches_stream(
+            once_served::<RabbitmqCluster>(&client, &namespace),
+            clusters_of,
+        )
         .watches_stream(
             children::<HorizontalPodAutoscaler>(&client, &namespace),
             clusters_of,
@@ -360,6 +374,31 @@ fn is_gone(error: &watcher::Error) -> bool {
         watcher::Error::WatchError(status) => status.is_not_found(),
         watcher::Error::NoResourceVersion => false,
     }
+}
+
+/// The same of a kind that somebody else defines: from when the API server knows it.
+fn once_served<K>(
+    client: &Client,
+    namespace: &str,
+) -> impl Stream<Item = Result<PartialObjectMeta<K>, watcher::Error>> + Send + 'static
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + Sync
+        + 'static,
+{
+    let watched = children::<K>(client, namespace);
+    let client = client.clone();
+    futures::stream::once(async move {
+        while !managed::is_served::<K>(&client).await.unwrap_or(false) {
+            tokio::time::sleep(SERVED_INTERVAL).await;
+        }
+        watched
+    })
+    .flatten()
 }
 
 /// The ChatClusters that a child is of, by its owner reference and by its label: somebody may have taken away either.

@@ -59,6 +59,16 @@ pub enum KeyError {
         "Secret {0} isn't this ChatCluster's: give it another name, or wait until it has gone with an earlier ChatCluster"
     )]
     NotOurs(String),
+    /// The Secret is gone, and what it opens is there.
+    #[error(
+        "Secret {secret} is gone, and {store} keeps its data under the password in it: make the Secret again with the keys username and password"
+    )]
+    Lost {
+        /// Name of the Secret.
+        secret: String,
+        /// The store.
+        store: &'static str,
+    },
     /// The Secret exists, but somebody put something else in it.
     #[error("Secret {secret}: {problem}; delete the Secret to have a new one made{effect}")]
     Unusable {
@@ -89,11 +99,7 @@ pub async fn credentials(
     order: &Order,
 ) -> Result<Credentials, KeyError> {
     let now = OffsetDateTime::now_utc();
-    let store = Store {
-        api: Api::namespaced(context.client.clone(), &order.namespace),
-        context,
-        cluster,
-    };
+    let store = Store::new(context, cluster, &order.namespace);
     let mut steps = Vec::new();
     let asked = |annotation: &str| cluster.annotations().get(annotation).map(String::as_str);
 
@@ -309,13 +315,23 @@ fn tell_certificates(step: certificates::Step) -> Option<(&'static str, String)>
 
 // === Secrets ===
 
-struct Store<'a> {
+/// The Secrets of one ChatCluster's own.
+pub(crate) struct Store<'a> {
     api: Api<Secret>,
     context: &'a Context,
     cluster: &'a ChatCluster,
 }
 
-impl Store<'_> {
+impl<'a> Store<'a> {
+    /// Those of `cluster`, in `namespace`.
+    pub(crate) fn new(context: &'a Context, cluster: &'a ChatCluster, namespace: &str) -> Self {
+        Store {
+            api: Api::namespaced(context.client.clone(), namespace),
+            context,
+            cluster,
+        }
+    }
+
     /// The Secret; made when it isn't there.
     async fn ensure(
         &self,
@@ -329,7 +345,7 @@ impl Store<'_> {
     }
 
     /// The Secret, if it is there; an error if it isn't the ChatCluster's.
-    async fn get(&self, name: &str) -> Result<Option<Secret>, KeyError> {
+    pub(crate) async fn get(&self, name: &str) -> Result<Option<Secret>, KeyError> {
         match self.api.get_opt(name).await? {
             Some(found) if !is_ours(&found, self.cluster) => {
                 Err(KeyError::NotOurs(name.to_owned()))
@@ -339,12 +355,12 @@ impl Store<'_> {
     }
 
     /// What was made. Where two operators race, one fails and looks again.
-    async fn create(&self, secret: &Secret) -> Result<Secret, KeyError> {
+    pub(crate) async fn create(&self, secret: &Secret) -> Result<Secret, KeyError> {
         self.context.metrics.wrote("Secret", "create");
         Ok(self.api.create(&parameters(), secret).await?)
     }
 
-    async fn replace(&self, secret: &Secret) -> Result<(), kube::Error> {
+    pub(crate) async fn replace(&self, secret: &Secret) -> Result<(), kube::Error> {
         self.context.metrics.wrote("Secret", "update");
         self.api
             .replace(&secret.name_any(), &parameters(), secret)
@@ -402,12 +418,12 @@ fn remember_ttl(secret: &mut Secret, seconds: u64) {
     annotations.insert(LONGEST_TTL.to_owned(), seconds.to_string());
 }
 
-fn text(secret: &Secret, key: &str) -> Option<String> {
+pub(crate) fn text(secret: &Secret, key: &str) -> Option<String> {
     let bytes = secret.data.as_ref()?.get(key)?;
     Some(String::from_utf8_lossy(&bytes.0).into_owned())
 }
 
-fn write(secret: &mut Secret, texts: impl IntoIterator<Item = (String, String)>) {
+pub(crate) fn write(secret: &mut Secret, texts: impl IntoIterator<Item = (String, String)>) {
     secret.data = Some(
         texts
             .into_iter()

@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
-use carillon_crds::{ChatCluster, ChatClusterSpec};
+use carillon_crds::{ChatCluster, ChatClusterSpec, ManagedStore};
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
@@ -22,9 +22,11 @@ use serde::de::DeserializeOwned;
 
 use crate::apply::difference::ORDER_HASH;
 use crate::build::{
-    INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL, SIGNING_KEY, instance_selector, jwt_secret_name,
+    INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL, RabbitmqCluster, SIGNING_KEY, ScyllaCluster,
+    instance_selector, jwt_secret_name,
 };
 use crate::foreign::{PodMonitor, PrometheusRule, Served, is_unknown};
+use crate::managed::is_absent;
 use crate::status::MissingSecret;
 use crate::validate::Order;
 
@@ -45,6 +47,12 @@ pub struct Live {
     pub jobs: Vec<Job>,
     /// Deployments.
     pub deployments: Vec<Deployment>,
+    /// StatefulSets.
+    pub stateful_sets: Vec<StatefulSet>,
+    /// The ScyllaDB that ScyllaDB's own operator brings up, if it is asked for.
+    pub scylla_cluster: Option<ScyllaCluster>,
+    /// The RabbitMQ that RabbitMQ's own operator brings up, if it is asked for.
+    pub rabbitmq_cluster: Option<RabbitmqCluster>,
     /// HorizontalPodAutoscalers.
     pub autoscalers: Vec<HorizontalPodAutoscaler>,
     /// Ingresses.
@@ -68,11 +76,16 @@ pub async fn live_children(
         owned(client, cluster),
         owned(client, cluster),
     )?;
-    let (jobs, deployments, autoscalers, ingresses) = tokio::try_join!(
+    let (jobs, deployments, stateful_sets, autoscalers, ingresses) = tokio::try_join!(
         owned(client, cluster),
         owned(client, cluster),
         owned(client, cluster),
         owned(client, cluster),
+        owned(client, cluster),
+    )?;
+    let (scylla_cluster, rabbitmq_cluster) = tokio::try_join!(
+        managed(client, cluster, ManagedStore::Scylla),
+        managed(client, cluster, ManagedStore::Rabbitmq),
     )?;
     let (pod_monitors, prometheus_rules) = tokio::try_join!(
         owned_if(served.pod_monitors, client, cluster),
@@ -86,6 +99,9 @@ pub async fn live_children(
         pod_disruption_budgets,
         jobs,
         deployments,
+        stateful_sets,
+        scylla_cluster,
+        rabbitmq_cluster,
         autoscalers,
         ingresses,
         pod_monitors,
@@ -139,6 +155,31 @@ where
         .list(&ListParams::default().labels(&instance_selector(name)))
         .await?
         .items)
+}
+
+/// The resource of a managed store's own operator, where the store is managed and that operator installed.
+async fn managed<K>(
+    client: &Client,
+    cluster: &ChatCluster,
+    store: ManagedStore,
+) -> Result<Option<K>, kube::Error>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + DeserializeOwned,
+{
+    if !cluster.spec.manages(store) {
+        return Ok(None);
+    }
+    let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
+    let name = cluster.metadata.name.as_deref().unwrap_or_default();
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    match api.get(&store.object_name(name)).await {
+        Ok(found) => Ok(Some(found).filter(|found| is_owned_by(found, cluster))),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 async fn owned<K>(client: &Client, cluster: &ChatCluster) -> Result<Vec<K>, kube::Error>

@@ -7,8 +7,8 @@
 //! 4. [`apply`]: write what differs, in a documented order, and delete what nobody orders any more.
 //! 5. [`status`]: what was seen → conditions. Pure; written only when it changed.
 //!
-//! Not here: the types and defaults of the order (`carillon-crds`), what the roles do with their configuration, and the
-//! stores, which somebody else runs.
+//! Not here: the types and defaults of the order (`carillon-crds`), what the roles do with their configuration, and how stores are
+//! run, but for the small ones of [`managed`].
 
 pub mod apply;
 pub mod backup;
@@ -24,6 +24,7 @@ pub mod http;
 pub mod keys;
 pub mod leader;
 pub mod lookout;
+pub mod managed;
 pub mod metrics;
 pub mod pods;
 pub mod probe;

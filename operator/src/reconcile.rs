@@ -28,6 +28,7 @@ use crate::credentials::{self, KeyError};
 use crate::dereference::{self, Live};
 use crate::foreign::Served;
 use crate::lookout;
+use crate::managed;
 use crate::probe::{self, Probe};
 use crate::readiness::PodReadiness;
 use crate::status::{Component, Migration, Monitoring, Observation, migration, status, unreadable};
@@ -149,7 +150,16 @@ async fn pass(
         upgrade: previous.upgrade,
         ..Observation::default()
     };
-    let order = match order(cluster, &context.image) {
+    let managed = managed::look(&context.client, cluster, &live).await?;
+    let order = order(cluster, &context.image).and_then(|mut order| {
+        order.managed = managed.clone();
+        let problems = managed::problems(&order, &live);
+        match problems.is_empty() {
+            true => Ok::<Order, Vec<FieldProblem>>(order),
+            false => Err(problems),
+        }
+    });
+    let order = match order {
         Ok(order) => order,
         Err(problems) => {
             if let Some(name) = &cluster.metadata.name {
@@ -169,7 +179,12 @@ async fn pass(
     seen.monitoring = monitoring(&order, served);
     seen.missing_secrets =
         dereference::missing_secrets(&context.client, &order.namespace, &order.spec).await?;
+    let missing = managed::missing_secret(&context.client, &order).await?;
+    seen.missing_secrets.extend(missing);
     seen.hibernated = build::is_hibernated(&order);
+    if !seen.hibernated {
+        seen.waiting_stores = managed::waiting(&order, &live);
+    }
     if order.spec.paused == Some(true) {
         look_only(context, cluster, &order, &live, &mut seen).await?;
         return Ok((seen, Vec::new(), None));
@@ -180,7 +195,7 @@ async fn pass(
         Course::Forward(_) if seen.hibernated => Course::Straight,
         course => course,
     };
-    let orders = match orders(context, cluster, order, &course) {
+    let mut orders = match orders(context, cluster, order, &course) {
         Ok(orders) => orders,
         Err(problems) => {
             seen.problems = problems;
@@ -189,7 +204,7 @@ async fn pass(
         }
     };
     let mut applier = Applier::new(&context.client, &context.metrics, cluster);
-    let result = bring_about(context, &orders, &live, served, &mut applier, &mut seen).await;
+    let result = bring_about(context, &mut orders, &live, served, &mut applier, &mut seen).await;
     let order = orders.run;
     let failure = result.err();
     seen.failure = failure.as_ref().map(ReconcileError::to_string);
@@ -221,7 +236,12 @@ fn orders(
     order: Order,
     course: &Course,
 ) -> Result<Orders, Vec<FieldProblem>> {
-    let of = |release| order_of_release(cluster, &context.image, release);
+    let managed = order.managed.clone();
+    let of = |release| {
+        let mut order = order_of_release(cluster, &context.image, release)?;
+        order.managed = managed.clone();
+        Ok::<Order, Vec<FieldProblem>>(order)
+    };
     let (run, before) = match course {
         Course::Straight => (order, None),
         Course::Forward(upgrade) => (order, Some(of(&upgrade.from)?)),
@@ -305,12 +325,21 @@ async fn look_only(
 /// Build and apply, behind the gate of the migration.
 async fn bring_about(
     context: &Context,
-    orders: &Orders,
+    orders: &mut Orders,
     live: &Live,
     served: Served,
     applier: &mut Applier<'_>,
     seen: &mut Observation,
 ) -> Result<(), ReconcileError> {
+    let secrets = managed::ensure_secrets(context, applier.cluster, &mut orders.run, live).await;
+    if let Err(error) = secrets {
+        seen.components = components_without_order(live);
+        return Err(error.into());
+    }
+    if let Some(before) = &mut orders.before {
+        before.managed = orders.run.managed.clone();
+    }
+    let orders = &*orders;
     let order = &orders.run;
     let credentials = match credentials::credentials(context, applier.cluster, order).await {
         Ok(credentials) => credentials,
@@ -346,8 +375,11 @@ async fn bring_about(
     seen.migration_began =
         find_job(&children, live).and_then(|job| job.metadata.creation_timestamp.clone());
     applier.apply_foundations(&children, live).await?;
-    // Without pods there is nothing to migrate for, and the stores may be away.
-    let startable = !seen.lacks_mounted_secret() && !seen.hibernated;
+    // Without pods there is nothing to migrate for, and the stores may be away. One that comes up for the first time takes longer
+    // than a migration waits.
+    let first = live.deployments.is_empty() && seen.migration == Migration::NotStarted;
+    let too_early = first && seen.waits_for_schema_store();
+    let startable = !seen.lacks_mounted_secret() && !seen.hibernated && !too_early;
     if startable {
         applier.start_migration(&children, live).await?;
         // One of an upgrade is not tried again: the upgrade is taken back.

@@ -8,6 +8,8 @@ use carillon_crds::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 
+use crate::build::ManagedStores;
+
 /// An order that can be carried out.
 #[derive(Clone, Debug)]
 pub struct Order {
@@ -23,6 +25,8 @@ pub struct Order {
     pub config: PlatformConfig,
     /// What every role runs.
     pub image: Image,
+    /// What is known of the managed stores; [`crate::managed`] finds it out.
+    pub managed: ManagedStores,
 }
 
 /// What to run.
@@ -173,6 +177,7 @@ fn order_of(
         spec: cluster.spec.clone(),
         config,
         image,
+        managed: ManagedStores::default(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Writes what differs between what is ordered and what there is.
 //!
 //! Order, so that nothing starts before what it needs is there: ServiceAccounts, ConfigMaps, Services, NetworkPolicies,
-//! PodDisruptionBudgets, the migration Job; and once the gate is open: Deployments, autoscalers, Ingresses; then what
+//! PodDisruptionBudgets, managed stores, the migration Job; and once the gate is open: Deployments, autoscalers, Ingresses; then what
 //! nobody orders any more is deleted; last, what monitors it.
 //!
 //! Every write is a server-side apply by one field manager. Fields that others set are left alone, so that an
@@ -122,7 +122,16 @@ impl<'a> Applier<'a> {
             &children.pod_disruption_budgets,
             &live.pod_disruption_budgets,
         )
-        .await
+        .await?;
+        self.apply_all(&children.stateful_sets, &live.stateful_sets)
+            .await?;
+        if let Some(cluster) = &children.scylla_cluster {
+            self.apply(cluster, live.scylla_cluster.as_ref()).await?;
+        }
+        if let Some(cluster) = &children.rabbitmq_cluster {
+            self.apply(cluster, live.rabbitmq_cluster.as_ref()).await?;
+        }
+        Ok(())
     }
 
     /// Makes the migration Job when there is none of its name. A Job that was made for another order is left as it is: what it
@@ -201,6 +210,9 @@ impl<'a> Applier<'a> {
         self.delete_unordered(&children.autoscalers, &live.autoscalers)
             .await?;
         self.delete_unordered(&children.deployments, &live.deployments)
+            .await?;
+        // Volumes stay unless it was ordered otherwise. What other operators were asked for is never taken away here: it holds data.
+        self.delete_unordered(&children.stateful_sets, &live.stateful_sets)
             .await?;
         self.delete_unordered(
             &children.pod_disruption_budgets,

@@ -14,9 +14,10 @@ mod pod_disruption_budget;
 mod secret;
 mod service;
 mod service_account;
+mod stores;
 
 use carillon_crds::{Autoscaling, Role};
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
@@ -41,6 +42,7 @@ pub use secret::{
     authority_secret_name, certificate_key, certificate_names, jwt_secret_name, own_secret,
     private_key_key, tls_secret_name,
 };
+pub use stores::{Maker, ManagedStores, RabbitmqCluster, ScyllaCluster};
 
 /// Everything that an order wants to exist, but for the Secrets of [`crate::credentials`].
 #[derive(Clone, Debug)]
@@ -55,6 +57,12 @@ pub struct Children {
     pub network_policies: Vec<NetworkPolicy>,
     /// One per role.
     pub pod_disruption_budgets: Vec<PodDisruptionBudget>,
+    /// The managed stores that the store's own operator doesn't bring up.
+    pub stateful_sets: Vec<StatefulSet>,
+    /// A managed ScyllaDB, where its own operator brings it up.
+    pub scylla_cluster: Option<ScyllaCluster>,
+    /// A managed RabbitMQ, where its own operator brings it up.
+    pub rabbitmq_cluster: Option<RabbitmqCluster>,
     /// The step that gates the Deployments.
     pub migration_job: Job,
     /// The other step that gates them, when the ChatCluster begins with a backup.
@@ -97,16 +105,24 @@ pub struct Keys {
 
 /// The children of `order`, with the keys of its Secrets.
 pub fn children(order: &Order, keys: &Keys) -> Children {
+    let mut config_maps = config_map::build(order, keys);
+    config_maps.extend(stores::config_maps(order));
+    config_maps.extend(monitoring::dashboards(order));
+    let mut services = service::build(order);
+    services.extend(stores::services(order));
+    let mut network_policies = network_policy::build(order);
+    network_policies.extend(stores::network_policies(order));
+    let mut pod_disruption_budgets = pod_disruption_budget::build(order);
+    pod_disruption_budgets.extend(stores::pod_disruption_budgets(order));
     Children {
         service_accounts: service_account::build(order),
-        config_maps: [
-            config_map::build(order, keys),
-            monitoring::dashboards(order),
-        ]
-        .concat(),
-        services: service::build(order),
-        network_policies: network_policy::build(order),
-        pod_disruption_budgets: pod_disruption_budget::build(order),
+        config_maps,
+        services,
+        network_policies,
+        pod_disruption_budgets,
+        stateful_sets: stores::stateful_sets(order),
+        scylla_cluster: stores::scylla_cluster(order),
+        rabbitmq_cluster: stores::rabbitmq_cluster(order),
         migration_job: migration_job::build(order),
         restore_job: backup_job::restore(order),
         deployments: Role::ALL

@@ -1,7 +1,7 @@
 //! What the pods of all roles, and of the migration, have in common: volumes, environment, security.
 
-use carillon_crds::Role;
 use carillon_crds::config::{JWKS_DIR, MEDIA_DIR, SECRETS_DIR, TLS_DIR};
+use carillon_crds::{ManagedStore, Role};
 use serde_json::{Value, json};
 
 use super::config_map::{CONFIG_KEY, JWKS_KEY, config_name, jwks_name};
@@ -52,6 +52,16 @@ impl Volumes {
         self.mounts.push(json!({ "name": purpose, "mountPath": format!("{SECRETS_DIR}/{purpose}"), "readOnly": true }));
     }
 
+    /// The same for a managed store, whose Secret has more in it than roles need.
+    fn add_login(&mut self, purpose: &str, secret_name: &str) {
+        let items = ["username", "password"].map(|key| json!({ "key": key, "path": key }));
+        self.volumes.push(json!({
+            "name": purpose,
+            "secret": { "secretName": secret_name, "defaultMode": 0o440, "items": items },
+        }));
+        self.mounts.push(json!({ "name": purpose, "mountPath": format!("{SECRETS_DIR}/{purpose}"), "readOnly": true }));
+    }
+
     fn add_secret_key(&mut self, purpose: &str, secret_name: &str, key: &str) {
         self.volumes.push(json!({
             "name": purpose,
@@ -77,26 +87,23 @@ impl Volumes {
             .push(json!({ "name": "tls", "mountPath": TLS_DIR, "readOnly": true }));
     }
 
-    /// Credentials of the stores that the user gave.
+    /// Credentials of the stores: those that the user gave, and those of managed ones.
     pub(super) fn add_store_credentials(&mut self, order: &Order, stores: &[Store]) {
         let spec = &order.spec;
         for store in stores {
             let secret_name = match store {
                 Store::Scylla => spec
-                    .scylla
-                    .as_ref()
-                    .and_then(|scylla| scylla.external.secret_name.as_ref()),
-                Store::Redis => spec
-                    .redis
-                    .as_ref()
-                    .and_then(|redis| redis.external.secret_name.as_ref()),
+                    .external_scylla()
+                    .map(|scylla| scylla.secret_name.clone()),
+                Store::Redis => spec.external_redis().map(|redis| redis.secret_name.clone()),
                 Store::Rabbitmq => spec
-                    .rabbitmq
-                    .as_ref()
-                    .and_then(|rabbitmq| rabbitmq.external.secret_name.as_ref()),
+                    .external_rabbitmq()
+                    .map(|rabbitmq| rabbitmq.secret_name.clone()),
             };
-            if let Some(secret_name) = secret_name {
-                self.add_secret(store.purpose(), secret_name);
+            match secret_name {
+                Some(Some(secret_name)) => self.add_secret(store.purpose(), &secret_name),
+                Some(None) => {}
+                None => self.add_login(store.purpose(), &store.managed().secret_name(&order.name)),
             }
         }
     }
@@ -163,12 +170,16 @@ pub(super) enum Store {
 }
 
 impl Store {
-    fn purpose(self) -> &'static str {
+    fn managed(self) -> ManagedStore {
         match self {
-            Store::Scylla => "scylla",
-            Store::Redis => "redis",
-            Store::Rabbitmq => "rabbitmq",
+            Store::Scylla => ManagedStore::Scylla,
+            Store::Redis => ManagedStore::Redis,
+            Store::Rabbitmq => ManagedStore::Rabbitmq,
         }
+    }
+
+    fn purpose(self) -> &'static str {
+        self.managed().name()
     }
 }
 

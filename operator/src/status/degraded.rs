@@ -61,7 +61,8 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
             ));
         }
     }
-    for unreachable in stores::unreachable(seen) {
+    let starting = |verdict: &Verdict| verdict.reason == stores::STARTING;
+    for unreachable in stores::unreachable(seen).filter(|verdict| !starting(verdict)) {
         wrong.push(("StoreUnreachable".to_owned(), unreachable.message));
     }
     match wrong.first() {

@@ -14,7 +14,8 @@ mod spec_valid;
 mod stores;
 
 use carillon_crds::{
-    ChatClusterStatus, FieldProblem, Release, SecretUse, UpgradeStatus, UpgradeStep, condition,
+    ChatClusterStatus, FieldProblem, ManagedStore, Release, SecretUse, UpgradeStatus, UpgradeStep,
+    condition,
 };
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -58,6 +59,8 @@ pub struct Observation {
     pub problems: Vec<FieldProblem>,
     /// Secrets that the spec names and that don't exist.
     pub missing_secrets: Vec<MissingSecret>,
+    /// Managed stores that aren't up, each with what is waited for.
+    pub waiting_stores: Vec<(&'static str, String)>,
     /// Why the pass could not be finished.
     pub failure: Option<String>,
     /// Whether keys or certificates are being rotated and pods have still to follow.
@@ -90,6 +93,14 @@ impl Observation {
         self.missing_secrets
             .iter()
             .any(|secret| secret.needed_by.mounted)
+    }
+
+    /// Whether the store isn't up that has a schema.
+    pub fn waits_for_schema_store(&self) -> bool {
+        let scylla = ManagedStore::Scylla.name();
+        self.waiting_stores
+            .iter()
+            .any(|(store, _)| *store == scylla)
     }
 
     /// Whether roles wait for a backup.

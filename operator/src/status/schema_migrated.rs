@@ -68,6 +68,9 @@ pub(super) fn verdict(seen: &Observation) -> Verdict {
         Migration::NotStarted if seen.lacks_mounted_secret() => {
             Verdict::unknown("SecretMissing", "waiting for Secrets")
         }
+        Migration::NotStarted if seen.waits_for_schema_store() => {
+            Verdict::no("StoreStarting", "the migration waits for scylla")
+        }
         Migration::NotStarted => Verdict::no("NotStarted", "the migration has not started"),
     }
 }

@@ -10,6 +10,9 @@ const STORES: &[&str] = &["scylla", "redis", "rabbitmq", "object_store"];
 /// Those without which no pod that uses them is ready. RabbitMQ is none, nor is the object store: messages flow without pushes and files.
 const REQUIRED: &[&str] = &["scylla", "redis"];
 
+/// The reason while a managed store comes up and no pod has said that it answers: nothing is wrong yet.
+pub(super) const STARTING: &str = "Starting";
+
 /// The stores that a pod says doesn't answer it, each with what is reported of it.
 pub(super) fn unreachable(seen: &Observation) -> impl Iterator<Item = Verdict> {
     STORES
@@ -38,6 +41,10 @@ pub(super) fn verdict(seen: &Observation, store: &str) -> Verdict {
             .iter()
             .any(|dependency| dependency.name == store && dependency.ready)
     });
+    let waiting = seen.waiting_stores.iter().find(|(name, _)| *name == store);
+    if let Some((_, what)) = waiting.filter(|_| !satisfied) {
+        return Verdict::no(STARTING, what.clone());
+    }
     if satisfied
         || (REQUIRED.contains(&store)
             && !seen.components.is_empty()
@@ -117,6 +124,25 @@ mod tests {
             "scylla doesn't answer town-message-1"
         );
         assert_eq!(verdict(&seen, "rabbitmq").status, "Unknown");
+    }
+
+    #[test]
+    fn a_managed_store_that_comes_up_is_waited_for() {
+        let mut seen = settled();
+        seen.components.clear();
+        seen.readiness.clear();
+        seen.waiting_stores = vec![(
+            "scylla",
+            "StatefulSet town-scylla has no ready pod".to_owned(),
+        )];
+        assert_eq!(verdict(&seen, "scylla").reason, STARTING);
+        assert_eq!(verdict(&seen, "redis").status, "Unknown");
+        assert!(seen.waits_for_schema_store() && !seen.is_settled());
+        // A pod that says so knows better.
+        seen.readiness = vec![pod("town-auth-1", &[("scylla", true)])];
+        assert_eq!(verdict(&seen, "scylla").status, "True");
+        seen.readiness = vec![pod("town-auth-1", &[("scylla", false)])];
+        assert_eq!(verdict(&seen, "scylla").reason, "Unreachable");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod drains;
 mod drift;
 mod edge;
 mod leaders;
+mod managed;
 mod monitors;
 mod plane;
 mod probe;

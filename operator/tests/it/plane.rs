@@ -13,7 +13,7 @@ use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client, Config};
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 
 /// Longest wait for anything that should come about at once. Generous: the machine may have other work.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -34,10 +34,19 @@ pub const OPERATOR_CHART: &str =
 /// The definition is installed once for all tests of this program.
 static DEFINED: OnceCell<()> = OnceCell::const_new();
 
+/// Whoever asks for definitions of other operators, or for there to be none, has the control plane's for himself.
+pub static OTHERS: Mutex<()> = Mutex::const_new(());
+
 /// Whether to be as thorough as possible.
 pub fn is_long() -> bool {
     std::env::var("CARILLON_TEST_LONG").is_ok_and(|value| !value.is_empty())
 }
+
+/// What other operators define: group and resource, as the files are called.
+const OTHER_DEFINITIONS: &[&str] = &[
+    "scylla.scylladb.com_scyllaclusters",
+    "rabbitmq.com_rabbitmqclusters",
+];
 
 /// A control plane, and access to it as its administrator.
 #[derive(Clone)]
@@ -108,6 +117,32 @@ impl Plane {
                 .any(|condition| condition.type_ == "Established" && condition.status == "True"))
         })
         .await
+    }
+
+    /// Installs the definitions that other operators publish, and waits until they are served.
+    pub async fn define_others(&self) -> Result<()> {
+        for file in OTHER_DEFINITIONS {
+            let text = std::fs::read_to_string(self.definitions.join(format!("{file}.yaml")))?;
+            self.define_one(serde_saphyr::from_str(&text)?).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes them away, with everything of theirs.
+    pub async fn forget_others(&self) -> Result<()> {
+        let api: Api<CustomResourceDefinition> = Api::all(self.admin.clone());
+        for name in OTHER_DEFINITIONS {
+            let (group, plural) = name.split_once('_').context("a name")?;
+            let name = format!("{plural}.{group}");
+            if api.get_opt(&name).await?.is_some() {
+                api.delete(&name, &DeleteParams::background()).await?;
+            }
+            eventually("the definition is gone", async || {
+                Ok(api.get_opt(&name).await?.is_none())
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     /// A new namespace that takes restricted pods only, with the ServiceAccount and the rights that the chart makes for an

@@ -10,11 +10,11 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
-use crate::backups;
-use crate::plane::{Plane, RELEASE, eventually};
+use crate::plane::{OTHERS, Plane, RELEASE, eventually};
 use crate::proxy::Record;
 use crate::rotation::rotate;
 use crate::stage::{NAME, Stage, first_order, second_order};
+use crate::{backups, managed};
 
 /// A right: group, resource, verb.
 type Right = (String, String, String);
@@ -29,6 +29,17 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ("", "serviceaccounts", "get list watch create patch delete"),
     ("", "services", "get list watch create patch delete"),
     ("apps", "deployments", "get list watch create patch delete"),
+    ("apps", "statefulsets", "get list watch create patch delete"),
+    (
+        "scylla.scylladb.com",
+        "scyllaclusters",
+        "get list watch create patch",
+    ),
+    (
+        "rabbitmq.com",
+        "rabbitmqclusters",
+        "get list watch create patch",
+    ),
     (
         "autoscaling",
         "horizontalpodautoscalers",
@@ -106,6 +117,11 @@ const HIDDEN: &[(&str, &str)] = &[
     ("", "secrets/status"),
     ("carillon.chat", "chatclusters/finalizers"),
     ("certificates.k8s.io", "signers"),
+    // Of operators that may not be installed.
+    ("scylla.scylladb.com", "scyllaclusters"),
+    ("scylla.scylladb.com", "scyllaclusters/status"),
+    ("rabbitmq.com", "rabbitmqclusters"),
+    ("rabbitmq.com", "rabbitmqclusters/status"),
     ("policy", "podsecuritypolicies"),
     ("*", "*"),
 ];
@@ -282,6 +298,8 @@ async fn every_right_is_used() -> Result<()> {
     let Some(plane) = Plane::from_environment("rights::every_right_is_used").await? else {
         return Ok(());
     };
+    let _others = OTHERS.lock().await;
+    plane.define_others().await?;
     let stage = Stage::set(&plane).await?;
     let operator = stage.replica("carillon-operator-0").await?;
     operator.start()?;
@@ -315,6 +333,22 @@ async fn every_right_is_used() -> Result<()> {
     .await?;
     stage.delete().await?;
     stage.emptied().await?;
+    // Another one, with stores that are managed, one of which is replaced.
+    stage.order(managed::ORDER).await?;
+    managed::play_others(&stage).await?;
+    stage.settled(&operator).await?;
+    let other = managed::ORDER.replace(
+        "redis: {managed: {}}",
+        "redis: {external: {url: 'redis://redis:6379'}}",
+    );
+    stage.order(&other).await?;
+    stage.settled(&operator).await?;
+    eventually("its StatefulSet is gone", async || {
+        let children = stage.children().await?;
+        Ok(!children.contains_key("StatefulSet town-redis"))
+    })
+    .await?;
+    stage.delete().await?;
     let records = operator.proxy.since(0);
     let refused: Vec<String> = records
         .iter()
@@ -327,7 +361,8 @@ async fn every_right_is_used() -> Result<()> {
     let unused: Vec<&Right> = granted.difference(&needed).collect();
     ensure!(unused.is_empty(), "granted and never used: {unused:?}");
     println!("{} rights, all used", granted.len());
-    stage.strike().await
+    stage.strike().await?;
+    plane.forget_others().await
 }
 
 /// Children of kinds whose names never change, as a version that had others would leave them.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use carillon_crds::ChatCluster;
 use futures::StreamExt;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Pod, Secret};
@@ -71,6 +71,7 @@ pub const KINDS: &[(&str, &str, &str)] = &[
     ("policy", "v1", "PodDisruptionBudget"),
     ("batch", "v1", "Job"),
     ("apps", "v1", "Deployment"),
+    ("apps", "v1", "StatefulSet"),
     ("autoscaling", "v2", "HorizontalPodAutoscaler"),
     ("monitoring.coreos.com", "v1", "PodMonitor"),
     ("monitoring.coreos.com", "v1", "PrometheusRule"),
@@ -101,6 +102,7 @@ impl Stage {
             namespace.clone(),
             Arc::clone(&slow),
         ));
+        players.spawn(play_stateful_sets(plane.admin.clone(), namespace.clone()));
         players.spawn(play_autoscalers(plane.admin.clone(), namespace.clone()));
         players.spawn(play_jobs(plane.admin.clone(), namespace.clone()));
         let stage = Stage {
@@ -512,6 +514,32 @@ async fn play_deployment(
         let _ = api
             .patch_status(&name, &PatchParams::default(), &patch)
             .await;
+    }
+}
+
+async fn play_stateful_sets(client: Client, namespace: String) {
+    let api: Api<StatefulSet> = Api::namespaced(client, &namespace);
+    let stream = watcher(api.clone(), watcher::Config::default()).applied_objects();
+    let mut stream = std::pin::pin!(stream);
+    while let Some(event) = stream.next().await {
+        let Ok(set) = event else { continue };
+        let replicas = set.spec.replicas.unwrap_or(1);
+        let status = set.status.as_ref();
+        let is_so = status.is_some_and(|status| {
+            status.ready_replicas.unwrap_or(0) == replicas
+                && status.observed_generation == set.metadata.generation
+        });
+        if !is_so {
+            let patch = Patch::Merge(json!({ "status": {
+                "observedGeneration": set.metadata.generation,
+                "replicas": replicas,
+                "readyReplicas": replicas,
+            } }));
+            // It may be gone by now; whatever else went wrong shows as a cluster that doesn't settle.
+            let _ = api
+                .patch_status(&set.name_any(), &PatchParams::default(), &patch)
+                .await;
+        }
     }
 }
 
