@@ -76,7 +76,17 @@ impl Lane {
             if ended {
                 self.killed += 1;
                 self.replica.proxy.on_write(None);
+                let mark = self.replica.proxy.mark();
                 self.replica.start()?;
+                // The status may say already that nothing is left to do.
+                eventually("it has looked again", async || {
+                    let records = self.replica.proxy.since(mark);
+                    Ok(records
+                        .iter()
+                        .any(|record| record.describe().starts_with("list deployments")))
+                })
+                .await
+                .with_context(|| self.replica.said())?;
             }
         }
         self.stage.settled(&self.replica).await?;
