@@ -18,7 +18,7 @@ use carillon_domain::{
     people::Relation,
     ports::{
         AccountStore, Archive, Bounds, MediaIndex, OpenRoom, PeopleStore, PushTargetStore, Receipt,
-        RoomLog, RoomStore,
+        RoomLog, RoomStore, SettingsStore,
     },
     room::{Restrictions, Room},
 };
@@ -49,6 +49,8 @@ pub struct Source {
     pub accounts: Arc<dyn AccountStore>,
     /// Contacts and blocks.
     pub people: Arc<dyn PeopleStore>,
+    /// What people set.
+    pub settings: Arc<dyn SettingsStore>,
     /// Rooms and what their logs say.
     pub rooms: Arc<dyn RoomStore>,
     /// The logs.
@@ -169,6 +171,12 @@ impl Source {
                 records.push((Section::People, record));
             }
         }
+        let settings = self.settings.of(&[user]).await?;
+        records.extend(
+            settings
+                .into_iter()
+                .map(|(user, settings)| (Section::People, Record::Settings { user, settings })),
+        );
         let targets = self.push_targets.of_users(&[user]).await?;
         records.extend(
             targets

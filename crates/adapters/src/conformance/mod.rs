@@ -21,3 +21,4 @@ pub mod room_log;
 pub mod rooms;
 pub mod security;
 pub mod sessions;
+pub mod settings;

@@ -138,6 +138,14 @@ const MIGRATIONS: &[Migration] = &[Migration {
         // The bucket is a term's first two characters.
         "CREATE TABLE IF NOT EXISTS {}.people_index (bucket text, term text, user uuid, PRIMARY KEY (bucket, term, user))",
     ],
+}, Migration {
+    version: 6,
+    name: "settings of people",
+    statements: &[
+        "CREATE TABLE IF NOT EXISTS {}.settings (
+            user uuid PRIMARY KEY, last_seen text, profile_photo text, read_receipts text,
+            notifications text, muted_until timestamp, theme text, language text)",
+    ],
 }];
 
 /// How long a process may hold the right to migrate without renewing it: a crashed one blocks others no longer than this.

@@ -137,10 +137,11 @@ pub fn auth(
     Ok(Arc::new(auth))
 }
 
-/// Contacts and blocks; a part of the auth role.
+/// Contacts, blocks and settings; a part of the auth role.
 pub fn people(wide: &WideStore, fast: &FastStore) -> Arc<dyn PeopleService> {
     Arc::new(People::new(
         wide.people.clone(),
+        wide.settings.clone(),
         wide.accounts.clone(),
         fast.bus.clone(),
         clock(),
@@ -157,6 +158,7 @@ pub fn presence(config: &PlatformConfig, wide: &WideStore, fast: &FastStore) -> 
         fast.presence.clone(),
         wide.rooms.clone(),
         wide.people.clone(),
+        wide.settings.clone(),
         fast.bus.clone(),
         clock(),
         options,
@@ -178,6 +180,7 @@ pub fn message(
         rooms: wide.rooms.clone(),
         accounts: wide.accounts.clone(),
         people: wide.people.clone(),
+        settings: wide.settings.clone(),
         bus: fast.bus.clone(),
         presence,
         push_queue: queue,
@@ -216,6 +219,8 @@ pub fn notification(
     let options = notification_options(config)?;
     let role = NotificationRole::new(
         wide.push_targets.clone(),
+        wide.people.clone(),
+        wide.settings.clone(),
         queue,
         fast.ephemeral.clone(),
         fast.sessions.clone(),

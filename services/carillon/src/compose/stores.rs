@@ -8,6 +8,7 @@ use carillon_domain::ports::Probe;
 use carillon_domain::ports::{
     AccountStore, Bus, Ephemeral, MediaIndex, PeopleIndex, PeopleStore, PresenceStore, PushQueue,
     PushTargetStore, RateLimiter, ReplicaRegistry, RoomLog, RoomStore, SecurityLog, SessionStore,
+    SettingsStore,
 };
 use carillon_runtime::ready::Dependency;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,7 @@ pub struct WideStore {
     pub security: Arc<dyn SecurityLog>,
     pub people_index: Arc<dyn PeopleIndex>,
     pub people: Arc<dyn PeopleStore>,
+    pub settings: Arc<dyn SettingsStore>,
     pub rooms: Arc<dyn RoomStore>,
     pub log: Arc<dyn RoomLog>,
     pub push_targets: Arc<dyn PushTargetStore>,
@@ -63,6 +65,7 @@ pub fn open_embedded(directory: &Path) -> Result<EmbeddedStores, Failure> {
         security: stores.security,
         people_index: stores.people_index,
         people: stores.people,
+        settings: stores.settings,
         rooms: stores.rooms,
         log: stores.log,
         push_targets: stores.push_targets,
@@ -184,6 +187,7 @@ impl LateStores {
             security: stores.security,
             people_index: stores.people_index,
             people: stores.people,
+            settings: stores.settings,
             rooms: stores.rooms,
             log: stores.log,
             push_targets: stores.push_targets,

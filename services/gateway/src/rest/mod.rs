@@ -9,6 +9,7 @@ mod messages;
 mod outside;
 mod people;
 mod rooms;
+mod settings;
 
 use axum::{
     Router,
@@ -78,6 +79,14 @@ fn api() -> Router<App> {
         .route("/auth/logout-all", post(auth::logout_all))
         .route("/auth/me", get(auth::me).patch(account::change_profile))
         .route("/users/me", get(auth::me).patch(account::change_profile))
+        .route(
+            "/users/me/privacy",
+            get(settings::privacy).patch(settings::change_privacy),
+        )
+        .route(
+            "/users/me/settings",
+            get(settings::settings).patch(settings::change_settings),
+        )
         .route("/users/search", get(account::search))
         .route("/auth/sessions", get(auth::sessions))
         .route("/auth/sessions/{id}", delete(auth::end_session))
