@@ -19,6 +19,7 @@ pub mod presence;
 pub mod privacy;
 pub mod push;
 pub mod room;
+pub mod seal;
 pub mod security;
 pub mod services;
 pub mod settings;

@@ -177,4 +177,9 @@ impl AccountService for Auth {
     ) -> Result<()> {
         self.replace_password(who, current, new).await
     }
+
+    #[tracing::instrument(name = "auth.erase", skip_all)]
+    async fn erase(&self, who: &Identity, password: Option<String>) -> Result<()> {
+        self.erase_own(who, password).await
+    }
 }

@@ -7,6 +7,7 @@
 //! sent by an [`OtpProvider`] that is handed in.
 
 mod changes;
+mod erase;
 mod history;
 mod keys;
 mod limits;

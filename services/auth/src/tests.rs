@@ -140,8 +140,10 @@ impl World {
         let ports = Ports {
             accounts: stores.accounts.clone(),
             people: stores.people.clone(),
+            settings: stores.settings.clone(),
             people_index: stores.people_index.clone(),
             security: stores.security.clone(),
+            person_keys: stores.person_keys.clone(),
             push_targets: stores.push_targets.clone(),
             sessions: sessions.clone(),
             ephemeral: stores.ephemeral.clone(),

@@ -579,6 +579,10 @@ impl AccountService for Town {
     ) -> Result<()> {
         check_password(current, "current_password")
     }
+
+    async fn erase(&self, _who: &Identity, password: Option<String>) -> Result<()> {
+        check_password(password, "password")
+    }
 }
 
 fn check_password(password: Option<String>, field: &str) -> Result<()> {
@@ -690,7 +694,7 @@ impl MessageService for Town {
     }
 
     async fn leave(&self, actor: UserId, room: RoomId) -> Result<()> {
-        let event = self.append(room, actor, EventBody::Left { user: actor });
+        let event = self.append(room, actor, EventBody::left(actor));
         self.tell(&event);
         let user = actor;
         self.publish(Topic::of_user(actor), &Signal::RoomRemoved { user, room });

@@ -9,6 +9,7 @@
 
 mod audiences;
 mod decide;
+mod erase;
 mod mentions;
 mod notify;
 mod partition;

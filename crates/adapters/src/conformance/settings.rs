@@ -16,6 +16,7 @@ pub async fn all(store: Arc<dyn SettingsStore>) {
     what_was_set_can_be_forgotten(&*store).await;
     changes_at_once_all_count(&store).await;
     a_thousand_people_are_read_at_once(&*store).await;
+    nothing_is_left_of_who_is_removed(&*store).await;
 }
 
 async fn of(store: &dyn SettingsStore, user: UserId) -> Settings {
@@ -134,4 +135,16 @@ pub async fn a_thousand_people_are_read_at_once(store: &dyn SettingsStore) {
     let mut found = store.of(&users).await.unwrap();
     found.sort_by_key(|(user, _)| *user);
     assert_eq!(found, [(users[3], full()), (users[997], full())]);
+}
+
+/// AUTH-15: who is erased set nothing, and somebody else's stays.
+pub async fn nothing_is_left_of_who_is_removed(store: &dyn SettingsStore) {
+    let (ann, bob) = (UserId::new(), UserId::new());
+    for user in [ann, bob] {
+        store.change(user, &full().into()).await.unwrap();
+    }
+    for _ in 0..2 {
+        store.remove(ann).await.unwrap();
+    }
+    assert_eq!(store.of(&[ann, bob]).await.unwrap(), [(bob, full())]);
 }

@@ -19,6 +19,7 @@ mod format2;
 mod journal;
 mod people;
 mod people_index;
+mod person_keys;
 mod presence;
 mod push_queue;
 mod registry;
@@ -35,9 +36,9 @@ use async_trait::async_trait;
 use carillon_domain::{
     Clock, Error, ErrorCode, Result,
     ports::{
-        AccountStore, Archive, Bus, Ephemeral, MediaIndex, PeopleIndex, PeopleStore, PresenceStore,
-        Probe, PushQueue, PushTargetStore, ReplicaRegistry, RoomLog, RoomStore, SecurityLog,
-        SessionStore, SettingsStore,
+        AccountStore, Archive, Bus, Ephemeral, MediaIndex, PeopleIndex, PeopleStore, PersonKeys,
+        PresenceStore, Probe, PushQueue, PushTargetStore, ReplicaRegistry, RoomLog, RoomStore,
+        SecurityLog, SessionStore, SettingsStore,
     },
     time::SystemClock,
 };
@@ -65,6 +66,8 @@ pub struct Stores {
     pub settings: Arc<dyn SettingsStore>,
     /// People by the beginnings of their names.
     pub people_index: Arc<dyn PeopleIndex>,
+    /// Keys of people, and who is being erased.
+    pub person_keys: Arc<dyn PersonKeys>,
     /// Rooms, members, read marks.
     pub rooms: Arc<dyn RoomStore>,
     /// The logs of all rooms.
@@ -151,6 +154,7 @@ fn start(
         people: Arc::new(people::People(engine.clone())),
         settings: Arc::new(settings::SettingsRows(engine.clone())),
         people_index: Arc::new(people_index::Index(engine.clone())),
+        person_keys: Arc::new(person_keys::Keys(engine.clone())),
         rooms: Arc::new(rooms::Rooms(engine.clone())),
         log: Arc::new(room_log::Logs {
             engine: engine.clone(),

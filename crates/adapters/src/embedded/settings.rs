@@ -58,4 +58,13 @@ impl SettingsStore for SettingsRows {
             })
             .await
     }
+
+    async fn remove(&self, user: UserId) -> Result<()> {
+        self.0
+            .commit(Durability::Synced, move |transaction| {
+                transaction.remove(Table::People, key(user));
+                Ok(())
+            })
+            .await
+    }
 }

@@ -140,6 +140,15 @@ const MIGRATIONS: &[Migration] = &[Migration {
     ],
 }, Migration {
     version: 6,
+    name: "erasure",
+    statements: &[
+        // What was destroyed leaves the disks a day later, not ten.
+        "CREATE TABLE IF NOT EXISTS {}.person_keys (user uuid PRIMARY KEY, key blob, destroyed_at timestamp) WITH gc_grace_seconds = 86400",
+        "CREATE TABLE IF NOT EXISTS {}.erasures (part text, user uuid, PRIMARY KEY (part, user))",
+        "CREATE TABLE IF NOT EXISTS {}.media_by_owner (owner uuid, id uuid, PRIMARY KEY (owner, id))",
+    ],
+}, Migration {
+    version: 7,
     name: "settings of people",
     statements: &[
         "CREATE TABLE IF NOT EXISTS {}.settings (

@@ -21,6 +21,7 @@ const NO_TIME: Timestamp = Timestamp(0);
 pub(super) struct SettingsRows {
     database: Database,
     of: PreparedStatement,
+    remove: PreparedStatement,
     last_seen: PreparedStatement,
     profile_photo: PreparedStatement,
     read_receipts: PreparedStatement,
@@ -42,6 +43,9 @@ impl SettingsRows {
         Ok(Self {
             of: database
                 .prepare("SELECT user, last_seen, profile_photo, read_receipts, notifications, muted_until, theme, language FROM settings WHERE user = ?")
+                .await?,
+            remove: database
+                .prepare("DELETE FROM settings WHERE user = ?")
                 .await?,
             last_seen: set("last_seen").await?,
             profile_photo: set("profile_photo").await?,
@@ -158,5 +162,11 @@ impl SettingsStore for SettingsRows {
             return Ok(());
         }
         self.database.batch("change_settings", writes).await
+    }
+
+    async fn remove(&self, user: UserId) -> Result<()> {
+        self.database
+            .write("remove_settings", &self.remove, (user.0,))
+            .await
     }
 }

@@ -13,4 +13,7 @@ pub trait SettingsStore: Send + Sync {
 
     /// Makes a change: what it names is so, whatever else is changed at the same time.
     async fn change(&self, user: UserId, change: &SettingsChange) -> Result<()>;
+
+    /// Forgets all that somebody set; fine if they set nothing.
+    async fn remove(&self, user: UserId) -> Result<()>;
 }

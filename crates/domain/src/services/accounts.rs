@@ -69,4 +69,9 @@ pub trait AccountService: Send + Sync {
         current: Option<String>,
         new: String,
     ) -> Result<()>;
+
+    /// Erases the caller's account: nobody can log in to it, its names are free, and within seconds nothing that they wrote, uploaded
+    /// or said of themselves can be read by anybody. Events keep their places. It can't be undone. The password as for
+    /// [`AccountService::change_username`].
+    async fn erase(&self, who: &Identity, password: Option<String>) -> Result<()>;
 }

@@ -752,6 +752,10 @@ impl AccountService for FakeServices {
         self.note(format!("change_password {who:?} {current:?} {new}"))
             .await
     }
+
+    async fn erase(&self, who: &Identity, password: Option<String>) -> Result<()> {
+        self.note(format!("erase {who:?} {password:?}")).await
+    }
 }
 
 #[async_trait]

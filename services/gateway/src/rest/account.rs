@@ -10,11 +10,11 @@ use uuid::Uuid;
 
 use super::{next_cursor, page_limit};
 use crate::{
-    edge::{Caller, JsonBody, Problem, QueryParams},
+    edge::{Caller, JsonBody, OptionalJsonBody, Problem, QueryParams},
     gateway::App,
     wire::{
-        EmailRequest, ListQuery, Page, PasswordRequest, ProfilePatch, SearchParameters,
-        SecurityEventJson, UserJson, UsernameRequest,
+        EmailRequest, EraseRequest, ListQuery, Page, PasswordRequest, ProfilePatch,
+        SearchParameters, SecurityEventJson, UserJson, UsernameRequest,
     },
 };
 
@@ -114,5 +114,14 @@ pub async fn change_password(
     accounts
         .change_password(&who, request.current_password, request.new_password)
         .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn erase(
+    State(app): State<App>,
+    Caller(who): Caller,
+    OptionalJsonBody(request): OptionalJsonBody<EraseRequest>,
+) -> Result<StatusCode, Problem> {
+    app.services.accounts.erase(&who, request.password).await?;
     Ok(StatusCode::NO_CONTENT)
 }
