@@ -307,6 +307,7 @@ async fn helm_install_apply_chat_delete() -> Result<()> {
         include_str!("scripts/devices.chat"),
         include_str!("scripts/moderation.chat"),
         include_str!("scripts/receipts.chat"),
+        include_str!("scripts/privacy.chat"),
         include_str!("scripts/disappearing.chat"),
     ] {
         Stage::new(gateways.clone()).run(script).await?;

@@ -57,6 +57,12 @@ async fn receipts_and_counts() -> Result<()> {
     play(include_str!("scripts/receipts.chat")).await
 }
 
+/// USER-05, USER-06, USER-07: presence and receipts are shown to whom they are to be shown, and settings are checked.
+#[tokio::test(flavor = "multi_thread")]
+async fn privacy() -> Result<()> {
+    play(include_str!("scripts/privacy.chat")).await
+}
+
 /// MSG-21.
 #[tokio::test(flavor = "multi_thread")]
 async fn disappearing_messages() -> Result<()> {

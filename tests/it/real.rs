@@ -77,6 +77,16 @@ async fn receipts_and_counts_over_two_gateways() -> Result<()> {
     .await
 }
 
+/// USER-05, USER-06, USER-07: as on the embedded store, with the settings in ScyllaDB and two gateways.
+#[tokio::test(flavor = "multi_thread")]
+async fn privacy_over_two_gateways() -> Result<()> {
+    play(
+        "real::privacy_over_two_gateways",
+        include_str!("scripts/privacy.chat"),
+    )
+    .await
+}
+
 /// MSG-21, RT-08.
 #[tokio::test(flavor = "multi_thread")]
 async fn disappearing_messages_over_two_gateways() -> Result<()> {

@@ -90,6 +90,12 @@ async fn people_index() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn settings() {
+    let (stores, _folder) = fresh();
+    conformance::settings::all(stores.settings).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn people() {
     let (stores, _folder) = fresh();
     conformance::people::all(stores.people).await;
@@ -204,6 +210,8 @@ async fn a_restart_keeps_jobs_and_their_tries() {
         title: String::new(),
         body: String::new(),
         recipients: vec![],
+        mentions: Default::default(),
+        direct: false,
         traceparent: None,
     };
     stores.push_queue.publish(&job).await.unwrap();

@@ -16,14 +16,17 @@ pub mod people;
 pub mod policy;
 pub mod ports;
 pub mod presence;
+pub mod privacy;
 pub mod push;
 pub mod room;
 pub mod seal;
 pub mod security;
 pub mod services;
+pub mod settings;
 pub mod signal;
 pub mod time;
 pub mod validate;
+pub mod view;
 
 pub use error::{Error, ErrorCode, FieldError, Result};
 pub use ids::{ClientMessageId, DeviceId, MediaId, MessageId, ReplicaId, RoomId, Sequence, UserId};

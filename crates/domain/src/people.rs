@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, ErrorCode, Timestamp, UserId};
+use crate::{Error, ErrorCode, Timestamp, UserId, privacy::Privacy};
 
 /// Contacts that one person may have.
 pub const MAX_CONTACTS: usize = 5_000;
@@ -10,6 +10,9 @@ pub const MAX_CONTACTS: usize = 5_000;
 pub const MAX_BLOCKS: usize = 5_000;
 /// Blocks against one person that are looked at one by one; somebody with more is hidden from everybody's presence and typing.
 pub const MAX_BLOCKED_BY: usize = 5_000;
+
+/// People who have one person as a contact that are looked at one by one.
+pub const MAX_CONTACT_OF: usize = 5_000;
 
 /// What somebody says of another person.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -64,4 +67,18 @@ pub enum Hidden {
     People(Vec<UserId>),
     /// Of anybody: more people blocked them than are looked at one by one.
     Everybody,
+}
+
+/// What decides what a person is shown of others, as gateways keep it for who is connected.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sight {
+    /// Blocks, in both directions.
+    pub hidden: Hidden,
+    /// To whom the person shows what.
+    pub privacy: Privacy,
+    /// The person's contacts, ascending, at most [`MAX_CONTACTS`]; empty while nothing of `privacy` depends on them.
+    pub contacts: Vec<UserId>,
+    /// Who has the person as a contact, ascending; of more than [`MAX_CONTACT_OF`] those with the lowest ids. Who isn't among them
+    /// and shows something to contacts only counts as hiding it.
+    pub contact_of: Vec<UserId>,
 }

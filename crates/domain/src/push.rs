@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DeviceId, MessageId, RoomId, Sequence, UserId};
+use crate::{DeviceId, MessageId, RoomId, Sequence, UserId, event::Mentions};
 
 /// A provider of push messages.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -81,6 +81,12 @@ pub struct PushJob {
     pub body: String,
     /// To whom, at most [`PushJob::MAX_RECIPIENTS`].
     pub recipients: Vec<UserId>,
+    /// Whom it calls.
+    #[serde(default, skip_serializing_if = "Mentions::is_empty")]
+    pub mentions: Mentions,
+    /// It is in a direct room.
+    #[serde(default)]
+    pub direct: bool,
     /// W3C `traceparent` of the send, so that the push joins its trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,

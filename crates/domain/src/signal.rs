@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     DeviceId, Error, Result, RoomId, Sequence, Timestamp, UserId, event::RoomEvent,
-    partition::Partition, presence::PresenceState, security::SecurityEventKind,
+    partition::Partition, presence::PresenceState, privacy::Audience, security::SecurityEventKind,
 };
 
 /// A channel of the bus.
@@ -70,6 +70,9 @@ pub enum Signal {
         state: PresenceState,
         /// When last connected.
         last_seen: Option<Timestamp>,
+        /// To whom they show it.
+        #[serde(default)]
+        audience: Audience,
     },
     /// Somebody's presence changed; sent to people who have them as a contact (PRES-03).
     ContactPresence {
@@ -81,6 +84,9 @@ pub enum Signal {
         state: PresenceState,
         /// When last connected.
         last_seen: Option<Timestamp>,
+        /// To whom they show it.
+        #[serde(default)]
+        audience: Audience,
     },
     /// Somebody has read up to a place (MSG-06).
     Read {
@@ -92,6 +98,9 @@ pub enum Signal {
         sequence: Sequence,
         /// When.
         time: Timestamp,
+        /// To whom they show it.
+        #[serde(default)]
+        audience: Audience,
     },
     /// A room's messages got to one of somebody's devices (MSG-05).
     Delivered {
@@ -103,6 +112,9 @@ pub enum Signal {
         sequence: Sequence,
         /// When.
         time: Timestamp,
+        /// To whom they show it.
+        #[serde(default)]
+        audience: Audience,
     },
     /// A user was asked to join a room.
     Invited {
@@ -138,8 +150,8 @@ pub enum Signal {
         /// The access token that is refused from now on.
         token_id: Option<Uuid>,
     },
-    /// A block between a user and somebody is about to be made or ended, or was: the gateways that hold the user's sockets look who is
-    /// hidden from them, now and again after a moment.
+    /// A block between a user and somebody, a contact of theirs, who has them as one, or their privacy is about to change, or has: the
+    /// gateways that hold the user's sockets look what is shown to them, now and again after a moment.
     BlocksChanged {
         /// Who.
         user: UserId,

@@ -63,6 +63,7 @@ impl Auth {
         for relation in Relation::ALL {
             self.unrelate(relation, user).await?;
         }
+        ports.settings.remove(user).await?;
         // Before the account: afterwards nobody knows what they were filed under.
         if let Some(account) = ports.accounts.by_ids(&[user]).await?.first() {
             for term in search_terms(&account.user) {

@@ -1,25 +1,33 @@
-//! Contacts and blocks: who may make them, and telling gateways of blocks (USER-04, USER-05).
+//! Contacts, blocks and settings: who may make them, and telling gateways of what changes who is shown (USER-04 to USER-07).
 //!
-//! What a block does to messages is decided by the message role, and to presence by the presence role and the gateways.
+//! What a block does to messages is decided by the message role. What is shown of presence and receipts is decided where they are told, by
+//! [`carillon_domain::privacy::shows`]; what a setting does to pushes is the notification role's business.
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use carillon_domain::{
     Clock, Error, Result, UserId,
-    people::{Hidden, MAX_BLOCKED_BY, MAX_BLOCKS, MAX_CONTACTS, Related, Relation},
-    ports::{AccountStore, Bus, PeopleStore},
+    people::{
+        Hidden, MAX_BLOCKED_BY, MAX_BLOCKS, MAX_CONTACT_OF, MAX_CONTACTS, Related, Relation, Sight,
+    },
+    ports::{AccountStore, Bus, PeopleStore, SettingsStore},
+    privacy::{Audience, Fact},
     services::PeopleService,
+    settings::{MAX_LANGUAGE_BYTES, Settings, SettingsChange, settings_of},
     signal::{Signal, Topic},
+    view::View,
 };
+use icu_locale_core::Locale;
 
 /// Entries per page.
 const MAX_PAGE: usize = 1000;
 
-/// Contacts and blocks of people. Cheap to clone.
+/// Contacts, blocks and settings of people. Cheap to clone.
 #[derive(Clone)]
 pub struct People {
     people: Arc<dyn PeopleStore>,
+    settings: Arc<dyn SettingsStore>,
     accounts: Arc<dyn AccountStore>,
     bus: Arc<dyn Bus>,
     clock: Arc<dyn Clock>,
@@ -31,12 +39,14 @@ impl People {
     /// Over these ports; nothing runs by itself.
     pub fn new(
         people: Arc<dyn PeopleStore>,
+        settings: Arc<dyn SettingsStore>,
         accounts: Arc<dyn AccountStore>,
         bus: Arc<dyn Bus>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
             people,
+            settings,
             accounts,
             bus,
             clock,
@@ -51,22 +61,22 @@ impl People {
         }
     }
 
-    /// Makes or ends a block between warnings to the gateways of both. The one before makes them look again after a while, even if
-    /// this process ends right after the change; without it nothing is changed.
-    async fn change_block(
+    /// Makes a change between warnings to the gateways of everybody whose sight it changes. The one before makes them look again after
+    /// a while, even if this process ends right after the change; without it nothing is changed.
+    async fn change_sight<T>(
         &self,
-        user: UserId,
-        other: UserId,
-        change: impl Future<Output = Result<bool>>,
+        users: &[UserId],
+        change: impl Future<Output = Result<T>>,
     ) -> Result<()> {
-        self.tell(user, other).await?;
+        self.tell(users).await?;
         change.await?;
         // Also when nothing changed: then an earlier call may have changed it and not come to this.
-        self.tell(user, other).await
+        self.tell(users).await
     }
 
-    async fn tell(&self, user: UserId, other: UserId) -> Result<()> {
-        futures::try_join!(self.tell_one(user), self.tell_one(other)).map(drop)
+    async fn tell(&self, users: &[UserId]) -> Result<()> {
+        let told = users.iter().map(|user| self.tell_one(*user));
+        futures::future::try_join_all(told).await.map(drop)
     }
 
     async fn tell_one(&self, user: UserId) -> Result<()> {
@@ -76,7 +86,7 @@ impl People {
             match self.bus.publish(topic, signal.clone()).await {
                 Ok(()) => return Ok(()),
                 Err(error) => {
-                    tracing::warn!(%error, cause = error.cause_chain(), "a change of blocks is not told yet");
+                    tracing::warn!(%error, cause = error.cause_chain(), "a change of what is shown is not told yet");
                 }
             }
             tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -95,19 +105,18 @@ impl PeopleService for People {
             return Err(Error::not_found("user"));
         }
         let now = self.clock.now();
-        self.people
-            .put(Relation::Contact, user, other, now, MAX_CONTACTS)
-            .await
-            .map(drop)
+        let put = self
+            .people
+            .put(Relation::Contact, user, other, now, MAX_CONTACTS);
+        // Who is shown something to contacts only sees it from now on.
+        self.change_sight(&[user, other], put).await
     }
 
     #[tracing::instrument(name = "people.remove_contact", skip_all)]
     async fn remove_contact(&self, user: UserId, other: UserId) -> Result<()> {
         check_other(user, other)?;
-        self.people
-            .remove(Relation::Contact, user, other)
-            .await
-            .map(drop)
+        let remove = self.people.remove(Relation::Contact, user, other);
+        self.change_sight(&[user, other], remove).await
     }
 
     async fn contact(&self, user: UserId, other: UserId) -> Result<Related> {
@@ -138,14 +147,14 @@ impl PeopleService for People {
         let put = self
             .people
             .put(Relation::Block, user, other, now, MAX_BLOCKS);
-        self.change_block(user, other, put).await
+        self.change_sight(&[user, other], put).await
     }
 
     #[tracing::instrument(name = "people.unblock", skip_all)]
     async fn unblock(&self, user: UserId, other: UserId) -> Result<()> {
         check_other(user, other)?;
         let remove = self.people.remove(Relation::Block, user, other);
-        self.change_block(user, other, remove).await
+        self.change_sight(&[user, other], remove).await
     }
 
     async fn blocks(
@@ -158,34 +167,89 @@ impl PeopleService for People {
         self.people.list(Relation::Block, user, after, limit).await
     }
 
-    #[tracing::instrument(name = "people.hidden_from", skip_all)]
-    async fn hidden_from(&self, user: UserId) -> Result<Hidden> {
-        let (blocked, by) = futures::try_join!(
+    #[tracing::instrument(name = "people.sight", skip_all)]
+    async fn sight(&self, user: UserId) -> Result<Sight> {
+        let (blocked, by, contact_of, privacy) = futures::try_join!(
             // Concurrent calls may have gone over the bound by a few.
             self.people
                 .list(Relation::Block, user, None, MAX_BLOCKS + 1),
             self.people
-                .list_reverse(Relation::Block, user, None, MAX_BLOCKED_BY + 1)
+                .list_reverse(Relation::Block, user, None, MAX_BLOCKED_BY + 1),
+            self.people
+                .list_reverse(Relation::Contact, user, None, MAX_CONTACT_OF),
+            async { Ok(self.settings(user).await?.privacy) }
         )?;
-        if blocked.len() > MAX_BLOCKS || by.len() > MAX_BLOCKED_BY {
-            return Ok(Hidden::Everybody);
+        let told = [Fact::Presence, Fact::Receipts];
+        let depends = told
+            .into_iter()
+            .any(|fact| privacy.audience(fact) == Audience::Contacts);
+        let contacts = if depends {
+            self.people
+                .list(Relation::Contact, user, None, MAX_CONTACTS)
+                .await?
+        } else {
+            Vec::new()
+        };
+        Ok(Sight {
+            hidden: hidden(blocked, by),
+            privacy,
+            contacts: contacts.into_iter().map(|related| related.user).collect(),
+            contact_of,
+        })
+    }
+
+    async fn settings(&self, user: UserId) -> Result<Settings> {
+        Ok(settings_of(&self.settings.of(&[user]).await?, user))
+    }
+
+    #[tracing::instrument(name = "people.change_settings", skip_all)]
+    async fn change_settings(&self, user: UserId, mut change: SettingsChange) -> Result<Settings> {
+        if let Some(Some(language)) = &mut change.language {
+            *language = canonical_language(language)?;
         }
-        let mut people = by;
-        people.extend(blocked.into_iter().map(|related| related.user));
-        people.sort_unstable();
-        people.dedup();
-        Ok(Hidden::People(people))
+        let made = self.settings.change(user, &change);
+        if change.is_about_privacy() {
+            self.change_sight(&[user], made).await?;
+        } else {
+            made.await?;
+        }
+        self.settings(user).await
     }
 }
 
-/// Whether `other` blocked `user`: then their profile isn't shown.
+fn hidden(blocked: Vec<Related>, by: Vec<UserId>) -> Hidden {
+    if blocked.len() > MAX_BLOCKS || by.len() > MAX_BLOCKED_BY {
+        return Hidden::Everybody;
+    }
+    let mut people = by;
+    people.extend(blocked.into_iter().map(|related| related.user));
+    people.sort_unstable();
+    people.dedup();
+    Hidden::People(people)
+}
+
+/// A language tag as one writes it, such as `de-CH`.
+fn canonical_language(tag: &str) -> Result<String> {
+    let wrong = || {
+        let allowed =
+            format!("a BCP 47 language tag of at most {MAX_LANGUAGE_BYTES} bytes, such as de-CH");
+        Error::invalid("language", allowed)
+    };
+    if tag.len() > MAX_LANGUAGE_BYTES {
+        return Err(wrong());
+    }
+    let locale = Locale::try_from_str(tag).map_err(|_| wrong())?;
+    Ok(locale.to_string())
+}
+
+/// Whether `other` isn't there for `user`: their profile isn't shown.
 pub(crate) async fn is_hidden_from(
     people: &dyn PeopleStore,
     user: UserId,
     other: UserId,
 ) -> Result<bool> {
-    let between = people.blocked_between(user, &[other]).await?;
-    Ok(between.iter().any(|between| between.by_other))
+    let view = View::read_blocks(people, user, &[other]).await?;
+    Ok(!view.shows(Fact::Profile, other))
 }
 
 fn check_other(user: UserId, other: UserId) -> Result<()> {
@@ -210,9 +274,11 @@ mod tests {
         ErrorCode,
         account::{Account, User},
         ports::{BusItem, Subscriptions},
+        privacy::Privacy,
+        settings::Theme,
         time::SystemClock,
     };
-    use futures::{StreamExt, stream::BoxStream};
+    use futures::{FutureExt, StreamExt, stream::BoxStream};
 
     use super::*;
 
@@ -229,6 +295,7 @@ mod tests {
             Self {
                 people: People::new(
                     stores.people.clone(),
+                    stores.settings.clone(),
                     stores.accounts.clone(),
                     stores.bus.clone(),
                     Arc::new(SystemClock),
@@ -321,7 +388,7 @@ mod tests {
         for (user, other) in [(ann, bob), (ann, bob), (bob, ann), (zoe, ann)] {
             people.block(user, other).await.unwrap();
         }
-        let of = async |user| people.hidden_from(user).await.unwrap();
+        let of = async |user| people.sight(user).await.unwrap().hidden;
         assert_eq!(of(ann).await, hidden(vec![bob, zoe]));
         assert_eq!(of(bob).await, hidden(vec![ann]));
         assert_eq!(of(zoe).await, hidden(vec![ann]));
@@ -416,7 +483,95 @@ mod tests {
         for made in futures::future::join_all(blocks).await {
             assert!(made.unwrap());
         }
-        let found = world.people.hidden_from(troll).await.unwrap();
-        assert_eq!(found, Hidden::Everybody);
+        let found = world.people.sight(troll).await.unwrap();
+        assert_eq!(found.hidden, Hidden::Everybody);
+    }
+
+    /// USER-06: what a gateway keeps of a person follows their settings and contacts, and holds their own contacts only while needed.
+    #[tokio::test]
+    async fn sight_follows_contacts_and_privacy() {
+        let world = World::new();
+        let (people, ann) = (&world.people, world.somebody().await);
+        let (bob, zoe) = (world.somebody().await, world.somebody().await);
+        people.put_contact(ann, bob).await.unwrap();
+        people.put_contact(zoe, ann).await.unwrap();
+        let sight = people.sight(ann).await.unwrap();
+        assert_eq!(sight.contact_of, [zoe]);
+        assert_eq!(sight.privacy, Privacy::default());
+        assert!(sight.contacts.is_empty(), "nothing depends on them");
+        let change = SettingsChange {
+            read_receipts: Some(Audience::Contacts),
+            ..SettingsChange::default()
+        };
+        let settings = people.change_settings(ann, change).await.unwrap();
+        assert_eq!(settings.privacy.read_receipts, Audience::Contacts);
+        assert_eq!(settings, people.settings(ann).await.unwrap());
+        let sight = people.sight(ann).await.unwrap();
+        assert_eq!(
+            (sight.privacy, sight.contacts),
+            (settings.privacy, vec![bob])
+        );
+        people.remove_contact(zoe, ann).await.unwrap();
+        assert!(people.sight(ann).await.unwrap().contact_of.is_empty());
+        let of_bob = people.sight(bob).await.unwrap();
+        assert_eq!(
+            of_bob.privacy,
+            Privacy::default(),
+            "others are as they were"
+        );
+    }
+
+    /// USER-06: gateways are told of privacy before and after, and not of what only the person themselves sees.
+    #[tokio::test]
+    async fn gateways_are_told_of_privacy() {
+        let world = World::new();
+        let ann = world.somebody().await;
+        let (_subscriptions, mut items) = world.listen(&[ann]).await;
+        let private = SettingsChange {
+            last_seen: Some(Audience::Nobody),
+            ..SettingsChange::default()
+        };
+        let looks = SettingsChange {
+            theme: Some(Theme::Dark),
+            ..SettingsChange::default()
+        };
+        world.people.change_settings(ann, looks).await.unwrap();
+        world.people.change_settings(ann, private).await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(next_told(&mut items).await, ann);
+        }
+        let next = items.next().now_or_never();
+        assert!(next.is_none(), "the look was told too");
+    }
+
+    /// USER-07: a language is a BCP 47 tag, kept in its usual form.
+    #[tokio::test]
+    async fn languages_are_checked() {
+        let world = World::new();
+        let (people, ann) = (&world.people, world.somebody().await);
+        let set = async |language: &str| {
+            let change = SettingsChange {
+                language: Some(Some(language.to_owned())),
+                ..SettingsChange::default()
+            };
+            people.change_settings(ann, change).await
+        };
+        for (tag, kept) in [
+            ("de", "de"),
+            ("DE-ch", "de-CH"),
+            ("zh-hant-tw", "zh-Hant-TW"),
+            ("sl-nedis", "sl-nedis"),
+        ] {
+            let settings = set(tag).await.unwrap();
+            assert_eq!(settings.language.as_deref(), Some(kept));
+        }
+        let long = "en-".to_owned() + &"a".repeat(40);
+        for bad in ["", "d", "de_", "german language", "de-", &long] {
+            let error = set(bad).await.unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidRequest, "{bad}");
+            assert_eq!(error.fields[0].field, "language");
+        }
+        let settings = people.settings(ann).await.unwrap();
+        assert_eq!(settings.language.as_deref(), Some("sl-nedis"));
     }
 }

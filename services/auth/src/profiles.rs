@@ -11,6 +11,7 @@ use carillon_domain::{
     account::{Identity, ProfileChange, User},
     names::{MAX_TERM_CHARS, folded, search_terms},
     ports::MIN_PREFIX_CHARS,
+    privacy::Fact,
     services::FoundUsers,
     validate,
 };
@@ -146,7 +147,7 @@ impl Auth {
             ids.sort_unstable();
             ids.dedup();
             // Leaves out those who blocked the viewer.
-            let shown = self.visible(Some(viewer), &ids).await?;
+            let shown = self.visible(Fact::Search, Some(viewer), &ids).await?;
             let shown: HashMap<UserId, User> =
                 shown.into_iter().map(|user| (user.id, user)).collect();
             for (term, id) in entries {

@@ -14,12 +14,14 @@ use carillon_domain::{
     network_of,
     ports::{
         AccountStore, Bus, Ephemeral, PeopleIndex, PeopleStore, PersonKeys, PushTargetStore,
-        Rotation, SecurityLog, SessionStore,
+        Rotation, SecurityLog, SessionStore, SettingsStore,
     },
+    privacy::Fact,
     security::SecurityEventKind,
     services::{AuthService, Login, NewAccount},
     signal::{Signal, Topic},
     validate,
+    view::View,
 };
 use carillon_telemetry::metrics::{IntCounterVec, int_counter};
 use parking_lot::RwLock;
@@ -125,6 +127,8 @@ pub struct Ports {
     pub accounts: Arc<dyn AccountStore>,
     /// Who blocked whom.
     pub people: Arc<dyn PeopleStore>,
+    /// What people set: an erasure removes it.
+    pub settings: Arc<dyn SettingsStore>,
     /// People by the beginnings of their names.
     pub people_index: Arc<dyn PeopleIndex>,
     /// What happened to accounts.
@@ -442,29 +446,27 @@ impl Auth {
         }
     }
 
-    /// People as the viewer may see them: not those who blocked them.
+    /// Those of these people of whom the viewer is shown a fact that nobody chooses an audience of.
     pub(crate) async fn visible(
         &self,
+        fact: Fact,
         viewer: Option<UserId>,
         ids: &[UserId],
     ) -> Result<Vec<User>> {
         if ids.len() > 1000 {
             return Err(Error::invalid("ids", "at most 1000"));
         }
-        let between = async {
-            match viewer {
-                Some(viewer) => self.ports.people.blocked_between(viewer, ids).await,
-                None => Ok(Vec::new()),
-            }
+        let view = async {
+            let Some(viewer) = viewer else {
+                return Ok(None);
+            };
+            let people = self.ports.people.as_ref();
+            View::read_blocks(people, viewer, ids).await.map(Some)
         };
-        let (accounts, between) = futures::try_join!(self.ports.accounts.by_ids(ids), between)?;
-        let hidden: HashSet<UserId> = between
-            .into_iter()
-            .filter(|between| between.by_other)
-            .map(|between| between.other)
-            .collect();
+        let (accounts, view) = futures::try_join!(self.ports.accounts.by_ids(ids), view)?;
+        let is_shown = |user: &User| view.as_ref().is_none_or(|view| view.shows(fact, user.id));
         let users = accounts.into_iter().map(|account| account.user);
-        Ok(users.filter(|user| !hidden.contains(&user.id)).collect())
+        Ok(users.filter(is_shown).collect())
     }
 
     /// Stores a new account, and files it under its names.
@@ -829,7 +831,7 @@ impl AuthService for Auth {
     }
 
     async fn users(&self, viewer: Option<UserId>, ids: &[UserId]) -> Result<Vec<User>> {
-        self.visible(viewer, ids).await
+        self.visible(Fact::Profile, viewer, ids).await
     }
 
     async fn user_by_name(&self, viewer: Option<UserId>, username: &str) -> Result<Option<User>> {

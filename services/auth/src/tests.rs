@@ -140,6 +140,7 @@ impl World {
         let ports = Ports {
             accounts: stores.accounts.clone(),
             people: stores.people.clone(),
+            settings: stores.settings.clone(),
             people_index: stores.people_index.clone(),
             security: stores.security.clone(),
             person_keys: stores.person_keys.clone(),

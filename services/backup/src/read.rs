@@ -19,7 +19,7 @@ use carillon_domain::{
     people::Relation,
     ports::{
         AccountStore, Archive, Bounds, KeyState, MediaIndex, OpenRoom, PeopleStore, PersonKey,
-        PersonKeys, PushTargetStore, Receipt, RoomLog, RoomStore,
+        PersonKeys, PushTargetStore, Receipt, RoomLog, RoomStore, SettingsStore,
     },
     room::{Restrictions, Room},
 };
@@ -52,6 +52,8 @@ pub struct Source {
     pub person_keys: Arc<dyn PersonKeys>,
     /// Contacts and blocks.
     pub people: Arc<dyn PeopleStore>,
+    /// What people set.
+    pub settings: Arc<dyn SettingsStore>,
     /// Rooms and what their logs say.
     pub rooms: Arc<dyn RoomStore>,
     /// The logs.
@@ -209,6 +211,12 @@ impl Source {
                 records.push((Section::People, record));
             }
         }
+        let settings = self.settings.of(&[user]).await?;
+        records.extend(
+            settings
+                .into_iter()
+                .map(|(user, settings)| (Section::People, Record::Settings { user, settings })),
+        );
         let targets = self.push_targets.of_users(&[user]).await?;
         records.extend(
             targets

@@ -9,6 +9,7 @@ use carillon_domain::{
     ports::{Bounds, Floor, KeyState, Reached, ReadMark, Receipt},
     push::PushTarget,
     room::{Member, Restrictions, Room, Standing},
+    settings::Settings,
 };
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub enum Section {
     /// Accounts.
     Accounts,
-    /// What people said of each other, where pushes for them go, what they are invited to.
+    /// What people said of each other and set, where pushes for them go, what they are invited to.
     People,
     /// What is known of uploads.
     Media,
@@ -72,6 +73,13 @@ pub enum Record {
         user: UserId,
         /// Of whom, and since when.
         others: Vec<(UserId, Timestamp)>,
+    },
+    /// What somebody set.
+    Settings {
+        /// Who.
+        user: UserId,
+        /// What.
+        settings: Settings,
     },
     /// Where pushes for a device go.
     PushTarget(PushTarget),

@@ -9,7 +9,7 @@ use carillon_domain::{
     names::search_terms,
     ports::{
         AccountStore, Archive, BackupStore, BlobStore, Floor, KeyState, MediaIndex, PeopleIndex,
-        PeopleStore, PersonKeys, PushTargetStore,
+        PeopleStore, PersonKeys, PushTargetStore, SettingsStore,
     },
     room::{Restrictions, Standing},
     seal::Seal,
@@ -43,6 +43,8 @@ pub struct Target {
     pub person_keys: Arc<dyn PersonKeys>,
     /// Contacts and blocks.
     pub people: Arc<dyn PeopleStore>,
+    /// What people set.
+    pub settings: Arc<dyn SettingsStore>,
     /// Where pushes go.
     pub push_targets: Arc<dyn PushTargetStore>,
     /// Uploads.
@@ -235,6 +237,7 @@ fn key(record: &Record) -> u128 {
     match record {
         Record::Account(account) => account.user.id.0.as_u128(),
         Record::Related { user, .. }
+        | Record::Settings { user, .. }
         | Record::Invited { user, .. }
         | Record::Marks { user, .. } => user.0.as_u128(),
         Record::PushTarget(target) => target.user.0.as_u128(),
@@ -307,6 +310,9 @@ impl Target {
                             .map(drop)
                     })
                     .await
+            }
+            Record::Settings { user, settings } => {
+                self.settings.change(user, &settings.into()).await
             }
             Record::PushTarget(target) => self.push_targets.put(&target).await,
             Record::Invited { user, rooms } => {

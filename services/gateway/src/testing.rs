@@ -19,9 +19,10 @@ use carillon_domain::{
     account::{ClientInfo, Identity, ProfileChange, Session, SessionView, Tokens, User},
     event::{Draft, EventBody, Mentions, Message, MessageType, Revision, RoomEvent, StoredMessage},
     media::Media,
-    people::{Hidden, Related},
+    people::{Hidden, Related, Sight},
     ports::{Bus, BusItem, Reached, ReadMark, Receipt, Restricted, Subscriptions},
     presence::{Lease, Presence, PresenceState},
+    privacy::Audience,
     room::{Member, Restrictions, Role, Room, RoomKind, RoomRules},
     security::{History, SecurityEvent, SecurityEventKind},
     services::{
@@ -30,6 +31,7 @@ use carillon_domain::{
         PeopleService, PresenceService, ResolvedRoom, Restriction, RoomChange, RoomHead,
         RoomOverview, RoomSummary, RoomView, SendOutcome, TokenVerifier,
     },
+    settings::{Settings, SettingsChange},
     signal::{Activity, Signal, Topic},
 };
 use futures::{StreamExt, channel::mpsc, stream::BoxStream};
@@ -64,6 +66,7 @@ pub struct Town {
     pub leases: Mutex<Vec<Lease>>,
     pub released: Mutex<Vec<DeviceId>>,
     contacts: Mutex<BTreeSet<(UserId, UserId)>>,
+    settings: Mutex<HashMap<UserId, Settings>>,
     /// Who blocked whom.
     pub blocks: Mutex<BTreeSet<(UserId, UserId)>>,
     pub uploads: Mutex<HashMap<MediaId, (Media, Bytes)>>,
@@ -809,6 +812,7 @@ impl MessageService for Town {
                 user,
                 sequence,
                 time,
+                audience: Audience::Everyone,
             },
         );
         Ok(Reached { sequence, time })
@@ -1036,7 +1040,7 @@ impl PeopleService for Town {
         Ok(related(&self.blocks.lock(), user, after, limit))
     }
 
-    async fn hidden_from(&self, user: UserId) -> Result<Hidden> {
+    async fn sight(&self, user: UserId) -> Result<Sight> {
         self.hidden_reads.fetch_add(1, Ordering::Relaxed);
         if self.people_down.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorCode::Unavailable, "auth is not available"));
@@ -1047,7 +1051,32 @@ impl PeopleService for Town {
             _ if user == other => Some(one),
             _ => None,
         });
-        Ok(Hidden::People(hidden.collect()))
+        let contacts = self.contacts.lock();
+        let of_user = contacts.iter().filter(|(one, _)| *one == user);
+        let about_user = contacts.iter().filter(|(_, other)| *other == user);
+        let settings = self.settings.lock().get(&user).cloned().unwrap_or_default();
+        Ok(Sight {
+            hidden: Hidden::People(hidden.collect()),
+            privacy: settings.privacy,
+            contacts: of_user.map(|(_, other)| *other).collect(),
+            contact_of: about_user.map(|(one, _)| *one).collect(),
+        })
+    }
+
+    async fn settings(&self, user: UserId) -> Result<Settings> {
+        let settings = self.settings.lock();
+        Ok(settings.get(&user).cloned().unwrap_or_default())
+    }
+
+    async fn change_settings(&self, user: UserId, change: SettingsChange) -> Result<Settings> {
+        let changed = {
+            let mut all = self.settings.lock();
+            let settings = all.entry(user).or_default();
+            change.apply(settings);
+            settings.clone()
+        };
+        self.tell_blocks(&[user]);
+        Ok(changed)
     }
 }
 

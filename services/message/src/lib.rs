@@ -7,6 +7,7 @@
 //! This crate doesn't know how events are stored, sent to gateways or pushed: those are ports. It does not route calls to other
 //! replicas either: for a room of somebody else it answers `NotOwner`.
 
+mod audiences;
 mod decide;
 mod erase;
 mod mentions;

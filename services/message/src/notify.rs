@@ -306,7 +306,12 @@ async fn offline_members(ports: &PushPorts, room: &RoomHandle) -> Result<Option<
 }
 
 async fn push(ports: &PushPorts, committed: Committed, offline: &[UserId]) -> Result<()> {
-    let EventBody::Message { id, draft, .. } = &committed.event.body else {
+    let EventBody::Message {
+        id,
+        draft,
+        mentions,
+    } = &committed.event.body
+    else {
         return Ok(());
     };
     let sender = committed.event.actor;
@@ -344,6 +349,8 @@ async fn push(ports: &PushPorts, committed: Committed, offline: &[UserId]) -> Re
             title: title.clone(),
             body: String::clone(&body),
             recipients: recipients.to_vec(),
+            mentions: mentions.clone(),
+            direct: committed.room.room.pair.is_some(),
             traceparent: committed.traceparent.clone(),
         };
         patiently(|| ports.queue.publish(&job)).await?;

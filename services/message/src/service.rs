@@ -12,8 +12,9 @@ use carillon_domain::{
     policy::{self, Action, Who},
     ports::{
         AccountStore, Bus, PeopleStore, PersonKeys, PushQueue, Reached, ReadMark, Receipt,
-        Restricted, RoomLog, RoomStore,
+        Restricted, RoomLog, RoomStore, SettingsStore,
     },
+    privacy::{Audience, Fact},
     room::{Member, Role, Room, RoomKind, RoomRules, Standing},
     services::{
         EventPage, HistoryQuery, MessageService, NewRoom, PresenceService, ResolvedRoom,
@@ -21,12 +22,14 @@ use carillon_domain::{
     },
     signal::{Activity, Signal},
     validate::{self, Problems},
+    view::View,
 };
 use dashmap::DashMap;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::oneshot;
 
 use crate::{
+    audiences::Audiences,
     decide::{self, Intent, Outcome, Rules},
     erase, mentions,
     notify::{Notifier, PushPorts},
@@ -95,6 +98,8 @@ pub struct MessagePorts {
     pub accounts: Arc<dyn AccountStore>,
     /// For who blocked whom.
     pub people: Arc<dyn PeopleStore>,
+    /// For to whom people show their receipts.
+    pub settings: Arc<dyn SettingsStore>,
     /// To gateways.
     pub bus: Arc<dyn Bus>,
     /// For who needs a push.
@@ -116,6 +121,8 @@ pub struct MessageRole {
     pub(crate) rooms: Arc<dyn RoomStore>,
     pub(crate) person_keys: Arc<dyn PersonKeys>,
     accounts: Arc<dyn AccountStore>,
+    settings: Arc<dyn SettingsStore>,
+    audiences: Audiences,
     max_rooms: usize,
     /// All replicas, this one included.
     peers: OnceLock<Arc<dyn MessageService>>,
@@ -159,6 +166,8 @@ impl MessageRole {
             rooms: ports.rooms,
             person_keys: ports.person_keys,
             accounts: ports.accounts,
+            audiences: Audiences::new(ports.settings.clone()),
+            settings: ports.settings,
             max_rooms: options.max_rooms.min(MAX_ROOMS),
             peers: peers.map(OnceLock::from).unwrap_or_default(),
             me: me.clone(),
@@ -1021,7 +1030,11 @@ impl MessageService for MessageRole {
             messages,
             time: self.shared.clock.now(),
         };
-        let stands = self.rooms.mark_read(actor, room, mark).await?;
+        let (stands, audience) = tokio::join!(
+            self.rooms.mark_read(actor, room, mark),
+            self.audiences.of_receipts(actor)
+        );
+        let stands = stands?;
         let stands = handle.now.lock().read_by(actor, stands);
         // A mark that stood already was told when it was set.
         if stands == mark {
@@ -1030,6 +1043,7 @@ impl MessageService for MessageRole {
                 user: actor,
                 sequence,
                 time: mark.time,
+                audience,
             };
             self.shared.notifier.publish(room, signal);
         }
@@ -1057,13 +1071,19 @@ impl MessageService for MessageRole {
                 time: read.time,
             });
         }
-        let stands = self.rooms.mark_delivered(actor, room, reached).await?;
-        if stands == reached {
+        let (stands, audience) = tokio::join!(
+            self.rooms.mark_delivered(actor, room, reached),
+            self.audiences.of_receipts(actor)
+        );
+        let stands = stands?;
+        // Nobody else is told who shows it to nobody; their own devices know what they have.
+        if stands == reached && audience != Audience::Nobody {
             let signal = Signal::Delivered {
                 room,
                 user: actor,
                 sequence: reached.sequence,
                 time: reached.time,
+                audience,
             };
             self.shared.notifier.publish(room, signal);
         }
@@ -1079,7 +1099,15 @@ impl MessageService for MessageRole {
     ) -> Result<Vec<Receipt>> {
         check_range("limit", limit, 1000)?;
         self.open_as_member(actor, room).await?;
-        self.rooms.receipts(room, after, limit).await
+        let mut receipts = self.rooms.receipts(room, after, limit).await?;
+        let people: Vec<UserId> = receipts.iter().map(|receipt| receipt.user).collect();
+        let view = View::read(&*self.shared.people, &*self.settings, actor, &people).await?;
+        for receipt in &mut receipts {
+            if !view.shows(Fact::Receipts, receipt.user) {
+                (receipt.delivered, receipt.read) = (None, None);
+            }
+        }
+        Ok(receipts)
     }
 
     async fn activity(

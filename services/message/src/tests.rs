@@ -23,11 +23,13 @@ use carillon_domain::{
     people::Relation,
     ports::{Bus, BusItem, Epoch, Fence, Floor, OpenRoom, Reached, RoomLog, Subscriptions},
     presence::{Lease, Presence, PresenceState},
+    privacy::Audience,
     room::{Role, Room, RoomKind, RoomRules},
     services::{
         HistoryQuery, MessageService, NewRoom, PresenceService, Restriction, RoomChange,
         RoomSummary,
     },
+    settings::SettingsChange,
     signal::{Activity, Signal, Topic},
     time::SystemClock,
 };
@@ -226,6 +228,7 @@ impl World {
             rooms: self.stores.rooms.clone(),
             accounts: self.stores.accounts.clone(),
             people: self.stores.people.clone(),
+            settings: self.stores.settings.clone(),
             bus,
             presence: Arc::new(Nobody),
             push_queue: self.stores.push_queue.clone(),
@@ -787,6 +790,102 @@ async fn marking_nothing_answers_what_stands() {
         let answered = replica.mark_read(ann, room, Sequence(place)).await.unwrap();
         assert_eq!(answered, stands);
     }
+}
+
+/// MSG-05, USER-06: who hides receipts is listed without marks, sees nobody's, and their marks are told with whom they are for; one's own
+/// are always there.
+#[tokio::test(flavor = "multi_thread")]
+async fn receipts_obey_privacy_and_blocks() {
+    let world = World::new();
+    let [ann, bob, zoe] = [
+        world.person().await,
+        world.person().await,
+        world.person().await,
+    ];
+    let replica = world.replica();
+    let room = group(&replica, ann).await;
+    for user in [bob, zoe] {
+        let put = replica.put_member(ann, room, user, Role::Member);
+        put.await.unwrap();
+    }
+    let sent = replica.send(ann, room, draft("c", "hi")).await.unwrap();
+    let place = sent.message.sequence;
+    let shown = async |viewer| {
+        let receipts = replica.receipts(viewer, room, None, 100).await.unwrap();
+        let mut read: Vec<UserId> = receipts
+            .iter()
+            .filter(|receipt| receipt.read.is_some())
+            .map(|receipt| receipt.user)
+            .collect();
+        assert_eq!(receipts.len(), 3, "everybody is listed");
+        read.sort_unstable();
+        read
+    };
+    let these = |people: &[UserId]| {
+        let mut people = people.to_vec();
+        people.sort_unstable();
+        people
+    };
+    for user in [ann, bob, zoe] {
+        replica.mark_read(user, room, place).await.unwrap();
+    }
+    assert_eq!(shown(ann).await, these(&[ann, bob, zoe]));
+    let hide = |audience| SettingsChange {
+        read_receipts: Some(audience),
+        ..SettingsChange::default()
+    };
+    let settings = &world.stores.settings;
+    settings.change(bob, &hide(Audience::Nobody)).await.unwrap();
+    assert_eq!(shown(ann).await, these(&[ann, zoe]));
+    assert_eq!(shown(bob).await, [bob]);
+    settings
+        .change(bob, &hide(Audience::Contacts))
+        .await
+        .unwrap();
+    let people = &world.stores.people;
+    let now = world.clock.now();
+    let put = people.put(Relation::Contact, bob, zoe, now, 9);
+    put.await.unwrap();
+    assert_eq!(shown(ann).await, these(&[ann, zoe]));
+    assert_eq!(shown(zoe).await, these(&[ann, bob, zoe]));
+    assert_eq!(shown(bob).await, these(&[bob, zoe]));
+    let put = people.put(Relation::Block, zoe, ann, now, 9);
+    put.await.unwrap();
+    assert_eq!(shown(ann).await, [ann]);
+    assert_eq!(shown(zoe).await, these(&[bob, zoe]));
+
+    // Another one, which remembers nobody's.
+    let replica = world.replica();
+    let sent = replica.send(ann, room, draft("d", "ho")).await.unwrap();
+    let place = sent.message.sequence;
+    settings.change(zoe, &hide(Audience::Nobody)).await.unwrap();
+    let (topics, mut items) = world.stores.bus.receiver().await.unwrap();
+    topics.subscribe(Topic::of_room(room)).await.unwrap();
+    for user in [zoe, bob, ann] {
+        replica.mark_delivered(user, room, place).await.unwrap();
+        replica.mark_read(user, room, place).await.unwrap();
+    }
+    let mut told = Vec::new();
+    while told.last().is_none_or(|(_, user, _)| *user != bob) || told.len() < 3 {
+        let Some(BusItem::Message { payload, .. }) = soon("a signal", items.next()).await else {
+            panic!("nothing is lost here")
+        };
+        match Signal::decode(&payload).unwrap() {
+            Signal::Read { user, audience, .. } => told.push(("read", user, audience)),
+            Signal::Delivered { user, audience, .. } => {
+                told.push(("delivered", user, audience));
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(
+        told,
+        [
+            ("read", zoe, Audience::Nobody),
+            ("delivered", bob, Audience::Contacts),
+            ("read", bob, Audience::Contacts),
+        ]
+    );
 }
 
 // === the bus ===

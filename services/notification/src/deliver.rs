@@ -331,6 +331,8 @@ mod tests {
                 title: "\u{1}".repeat(500),
                 body: body.clone(),
                 recipients: vec![],
+                mentions: Default::default(),
+                direct: false,
                 traceparent: None,
             };
             let bytes = payload(&job);

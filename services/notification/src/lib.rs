@@ -2,8 +2,8 @@
 //!
 //! [`NotificationRole`] implements [`carillon_domain::services::NotificationService`] (targets) and
 //! [`carillon_domain::ports::JobHandler`] (delivery) over ports. Delivered are Web Push (RFC 8030, 8291, 8292) and FCM HTTP v1; a
-//! target of a provider that isn't configured is refused. This crate makes no jobs, and decides nothing about who is to be
-//! notified: the message role does, when it sends.
+//! target of a provider that isn't configured is refused. This crate makes no jobs: the message
+//! role does when it sends, for who isn't there. What people set decides here which of these they get (USER-07).
 
 mod deliver;
 mod endpoint;

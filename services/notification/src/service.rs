@@ -1,14 +1,23 @@
 //! The notification role: registers targets and works on push jobs.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use carillon_domain::{
     Clock, Error, ErrorCode, Result, UserId,
     account::Identity,
-    ports::{Ephemeral, JobHandler, JobOutcome, PushQueue, PushTargetStore, SessionStore},
+    ports::{
+        Ephemeral, JobHandler, JobOutcome, PeopleStore, PushQueue, PushTargetStore, SessionStore,
+        SettingsStore,
+    },
+    privacy::{Audience, Fact, Ties, shows},
     push::{PushJob, PushProvider, PushTarget},
     services::{NewPushTarget, NotificationService},
+    settings::settings_of,
 };
 use carillon_telemetry::propagation;
 use futures::{StreamExt, TryStreamExt};
@@ -41,6 +50,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// The notification role.
 pub struct NotificationRole {
     targets: Arc<dyn PushTargetStore>,
+    people: Arc<dyn PeopleStore>,
+    settings: Arc<dyn SettingsStore>,
+    clock: Arc<dyn Clock>,
     queue: Arc<dyn PushQueue>,
     ephemeral: Arc<dyn Ephemeral>,
     sessions: Arc<dyn SessionStore>,
@@ -54,9 +66,12 @@ pub struct NotificationRole {
 // === impl NotificationRole ===
 
 impl NotificationRole {
-    /// Opens no connection yet. `sessions` says which devices are still logged in: no other gets a push.
+    /// Opens no connection yet. `settings` and `people` say who wants which pushes, and sees whose name; `sessions` which
+    /// devices are still logged in: no other gets a push.
     pub fn new(
         targets: Arc<dyn PushTargetStore>,
+        people: Arc<dyn PeopleStore>,
+        settings: Arc<dyn SettingsStore>,
         queue: Arc<dyn PushQueue>,
         ephemeral: Arc<dyn Ephemeral>,
         sessions: Arc<dyn SessionStore>,
@@ -65,6 +80,9 @@ impl NotificationRole {
     ) -> std::result::Result<Self, OptionsError> {
         Ok(Self {
             targets,
+            people,
+            settings,
+            clock: clock.clone(),
             queue,
             ephemeral,
             sessions,
@@ -85,16 +103,30 @@ impl NotificationRole {
 
     async fn work(&self, job: &PushJob) -> JobOutcome {
         let mut retry: Option<Duration> = None;
+        let nameless = PushJob {
+            title: String::new(),
+            ..job.clone()
+        };
         for users in job.recipients.chunks(USERS_PER_READ) {
-            let targets = match self.live_targets(users).await {
-                Ok(targets) => targets,
+            let read = async {
+                let recipients = self.recipients(job, users).await?;
+                let users: Vec<UserId> = recipients.keys().copied().collect();
+                let targets = self.live_targets(&users).await?;
+                Ok::<_, Error>((targets, recipients))
+            };
+            let (targets, recipients) = match read.await {
+                Ok(read) => read,
                 Err(error) => {
                     tracing::warn!(%error, cause = error.cause_chain(), "push targets not read");
                     return JobOutcome::Retry(RETRY_AFTER);
                 }
             };
             let outcomes: Vec<Outcome> = futures::stream::iter(targets)
-                .map(|target| async move { self.deliver_once(job, &target).await })
+                .map(|target| {
+                    let is_named = recipients.get(&target.user).copied().unwrap_or_default();
+                    let job = if is_named { job } else { &nameless };
+                    async move { self.deliver_once(job, &target).await }
+                })
                 .buffer_unordered(self.deliveries_at_once)
                 .collect()
                 .await;
@@ -105,6 +137,31 @@ impl NotificationRole {
             }
         }
         retry.map_or(JobOutcome::Done, JobOutcome::Retry)
+    }
+
+    /// Those of these people who want a push for this message now (USER-07), with whether they may see who sent it (USER-05).
+    async fn recipients(&self, job: &PushJob, users: &[UserId]) -> Result<HashMap<UserId, bool>> {
+        let (settings, blocks) = futures::try_join!(
+            self.settings.of(users),
+            self.people.blocked_between(job.sender, users)
+        )?;
+        let now = self.clock.now();
+        let wanted = users.iter().copied().filter(|user| {
+            let is_called = job.mentions.room || job.mentions.users.contains(user);
+            settings_of(&settings, *user).wants_push(now, is_called, job.direct)
+        });
+        let everyone = Audience::Everyone;
+        Ok(wanted
+            .map(|user| {
+                let between = blocks.iter().find(|between| between.other == user);
+                let ties = between.map_or_else(Ties::default, |between| Ties {
+                    viewer_blocked: between.by_other,
+                    person_blocked: between.by_user,
+                    ..Ties::default()
+                });
+                (user, shows(Fact::Profile, ties, everyone, everyone))
+            })
+            .collect())
     }
 
     /// Where pushes for these people go now: to devices that are logged in, once to each place, and not to people who had more

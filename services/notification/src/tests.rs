@@ -20,9 +20,12 @@ use carillon_adapters::embedded;
 use carillon_domain::{
     Clock, DeviceId, Error, ErrorCode, MessageId, Result, RoomId, Sequence, Timestamp, UserId,
     account::{ClientInfo, Identity, Session},
+    event::Mentions,
+    people::Relation,
     ports::{JobHandler, JobOutcome},
     push::{PushJob, PushProvider, PushTarget},
     services::{NewPushTarget, NotificationService},
+    settings::{Notify, Settings},
 };
 use p256::{PublicKey, SecretKey, ecdh::diffie_hellman, elliptic_curve::sec1::ToEncodedPoint};
 use parking_lot::Mutex;
@@ -299,6 +302,8 @@ fn role(
 ) -> Arc<NotificationRole> {
     let role = NotificationRole::new(
         stores.push_targets.clone(),
+        stores.people.clone(),
+        stores.settings.clone(),
         stores.push_queue.clone(),
         stores.ephemeral.clone(),
         stores.sessions.clone(),
@@ -337,6 +342,8 @@ fn job(to: &[&Identity]) -> PushJob {
         title: "Ann".to_owned(),
         body: "hello".to_owned(),
         recipients: to.iter().map(|who| who.user).collect(),
+        mentions: Default::default(),
+        direct: false,
         traceparent: None,
     }
 }
@@ -383,6 +390,99 @@ async fn web_push_is_encrypted_and_identified() {
     let origin = world.receiver.url.as_str().trim_end_matches('/');
     assert_eq!(claims["aud"], origin);
     assert_eq!(claims["sub"], "mailto:ops@example.com");
+}
+
+/// USER-07: who wants no pushes, or only of what calls them, gets no others; a mute ends by itself.
+#[tokio::test]
+async fn settings_decide_which_pushes_come() {
+    let mut world = World::new().await;
+    let browser = Browser::new();
+    let who = world.web_target(&browser, "push/a").await;
+    let now = world.clock.now();
+    let of = |notifications, muted_until| Settings {
+        notifications,
+        muted_until,
+        ..Settings::default()
+    };
+    let called = Mentions {
+        users: vec![who.user],
+        room: false,
+    };
+    let all_called = Mentions {
+        users: Vec::new(),
+        room: true,
+    };
+    let other_called = Mentions {
+        users: vec![UserId::new()],
+        room: false,
+    };
+    let (muted, over) = (Some(now.plus(Duration::from_secs(1))), Some(now));
+    for (settings, mentions, direct, comes) in [
+        (of(Notify::All, None), Mentions::default(), false, true),
+        (of(Notify::All, over), Mentions::default(), false, true),
+        (of(Notify::All, muted), called.clone(), true, false),
+        (
+            of(Notify::Mentions, None),
+            Mentions::default(),
+            false,
+            false,
+        ),
+        (of(Notify::Mentions, None), other_called, false, false),
+        (of(Notify::Mentions, None), called.clone(), false, true),
+        (of(Notify::Mentions, None), all_called, false, true),
+        (of(Notify::Mentions, None), Mentions::default(), true, true),
+        (of(Notify::None, None), called, true, false),
+    ] {
+        let change = settings.clone().into();
+        world
+            .stores
+            .settings
+            .change(who.user, &change)
+            .await
+            .unwrap();
+        let job = PushJob {
+            mentions,
+            direct,
+            ..job(&[&who])
+        };
+        assert_eq!(world.role.handle(job).await, JobOutcome::Done);
+        let received = world.receiver.received().len();
+        assert_eq!(received, usize::from(comes), "{settings:?}");
+    }
+}
+
+/// USER-05: a push to somebody whom the sender blocked doesn't say who wrote.
+#[tokio::test]
+async fn a_push_shows_no_name_to_the_blocked() {
+    let mut world = World::new().await;
+    let browser = Browser::new();
+    let who = world.web_target(&browser, "push/a").await;
+    let job = job(&[&who]);
+    let (people, now) = (world.stores.people.clone(), world.clock.now());
+    let mut titles = Vec::new();
+    for (n, pair) in [
+        None,
+        Some((who.user, job.sender)),
+        Some((job.sender, who.user)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        if let Some((user, other)) = pair {
+            people
+                .put(Relation::Block, user, other, now, 9)
+                .await
+                .unwrap();
+        }
+        let job = PushJob {
+            id: n.to_string(),
+            ..job.clone()
+        };
+        assert_eq!(world.role.handle(job).await, JobOutcome::Done);
+        let payload = browser.decrypt(&world.receiver.received().remove(0).body);
+        titles.push(payload["title"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(titles, ["Ann", "Ann", ""]);
 }
 
 fn claims(signed: &str) -> serde_json::Value {

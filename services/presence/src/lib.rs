@@ -4,13 +4,13 @@
 //! [`PresenceRole`] implements [`carillon_domain::services::PresenceService`] over ports. Gateways renew leases for their
 //! sockets; a crashed gateway's leases end by themselves, and [`PresenceRole::run`] notices. What is told is a hint that may be
 //! shed under load: [`PresenceService::get`] is the truth. Typing is no business of this crate, and neither is who in a room may not see
-//! whom: gateways know what blocks hide from each of their users.
+//! whom: it is told to whom a person shows their presence, and gateways know what that and blocks mean to each of their users.
 
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -19,10 +19,12 @@ use async_trait::async_trait;
 use carillon_domain::{
     Clock, DeviceId, Error, Result, RoomId, UserId,
     people::Relation,
-    ports::{Bus, PeopleStore, PresenceStore, RoomStore},
+    ports::{Bus, PeopleStore, PresenceStore, RoomStore, SettingsStore},
     presence::{Lease, Presence, PresenceState},
+    privacy::{Audience, Fact},
     services::PresenceService,
     signal::{Signal, Topic},
+    view::View,
 };
 use carillon_telemetry::metrics::{IntCounterVec, int_counter};
 use futures::{StreamExt, TryStreamExt};
@@ -93,6 +95,7 @@ pub struct PresenceRole {
     store: Arc<dyn PresenceStore>,
     rooms: Arc<dyn RoomStore>,
     people: Arc<dyn PeopleStore>,
+    settings: Arc<dyn SettingsStore>,
     bus: Arc<dyn Bus>,
     clock: Arc<dyn Clock>,
     options: PresenceOptions,
@@ -109,6 +112,7 @@ impl PresenceRole {
         store: Arc<dyn PresenceStore>,
         rooms: Arc<dyn RoomStore>,
         people: Arc<dyn PeopleStore>,
+        settings: Arc<dyn SettingsStore>,
         bus: Arc<dyn Bus>,
         clock: Arc<dyn Clock>,
         options: PresenceOptions,
@@ -118,6 +122,7 @@ impl PresenceRole {
             store,
             rooms,
             people,
+            settings,
             bus,
             clock,
             options,
@@ -202,8 +207,12 @@ impl PresenceRole {
         if users.is_empty() {
             return;
         }
-        let states = match self.store.get(&users, self.clock.now()).await {
-            Ok(states) => states,
+        let read = futures::try_join!(
+            self.store.get(&users, self.clock.now()),
+            self.settings.of(&users)
+        );
+        let (states, settings) = match read {
+            Ok(read) => read,
             Err(error) => {
                 tracing::warn!(%error, cause = error.cause_chain(), "presence not told");
                 TOLD.with_label_values(&["error"])
@@ -211,9 +220,17 @@ impl PresenceRole {
                 return;
             }
         };
+        let audiences: HashMap<UserId, Audience> = settings
+            .into_iter()
+            .map(|(user, settings)| (user, settings.privacy.audience(Fact::Presence)))
+            .collect();
+        let states = states.into_iter().map(|presence| {
+            let audience = audiences.get(&presence.user).copied();
+            (presence, audience.unwrap_or_default())
+        });
         futures::stream::iter(states)
-            .for_each_concurrent(TOLD_AT_ONCE, |presence| async move {
-                let outcome = match self.tell(presence).await {
+            .for_each_concurrent(TOLD_AT_ONCE, |(presence, audience)| async move {
+                let outcome = match self.tell(presence, audience).await {
                     Ok(()) => "told",
                     Err(error) => {
                         tracing::debug!(%error, cause = error.cause_chain(), "presence not told");
@@ -226,19 +243,23 @@ impl PresenceRole {
     }
 
     /// Rooms and contacts don't wait for each other, and what fails for the ones doesn't keep it from the others.
-    async fn tell(&self, presence: Presence) -> Result<()> {
-        let (rooms, contacts) =
-            futures::join!(self.tell_rooms(presence), self.tell_contacts(presence));
+    async fn tell(&self, presence: Presence, audience: Audience) -> Result<()> {
+        let (rooms, contacts) = futures::join!(
+            self.tell_rooms(presence, audience),
+            self.tell_contacts(presence, audience)
+        );
         rooms.and(contacts)
     }
 
-    async fn tell_rooms(&self, presence: Presence) -> Result<()> {
+    /// Also what nobody else is shown: it is for the person's own devices then.
+    async fn tell_rooms(&self, presence: Presence, audience: Audience) -> Result<()> {
         for room in self.rooms_to_tell(presence.user).await? {
             let signal = Signal::Presence {
                 room,
                 user: presence.user,
                 state: presence.state,
                 last_seen: presence.last_seen,
+                audience,
             };
             self.bus
                 .publish(Topic::of_room(room), signal.encode()?)
@@ -247,8 +268,8 @@ impl PresenceRole {
         Ok(())
     }
 
-    /// Tells people who have the person as a contact, unless one of the two blocked the other.
-    async fn tell_contacts(&self, presence: Presence) -> Result<()> {
+    /// Tells people who have the person as a contact, unless it isn't shown to them.
+    async fn tell_contacts(&self, presence: Presence, audience: Audience) -> Result<()> {
         let user = presence.user;
         let most = self.options.max_contacts_told.clamp(1, MAX_BATCH);
         let mut told = self
@@ -258,8 +279,9 @@ impl PresenceRole {
         if told.is_empty() {
             return Ok(());
         }
-        let blocked = self.blocked(user, &told).await?;
-        told.retain(|contact| !blocked.contains(contact));
+        // The decision is the same from both sides.
+        let view = View::read(&*self.people, &*self.settings, user, &told).await?;
+        told.retain(|contact| view.shows(Fact::Presence, *contact));
         let mut by_topic: BTreeMap<Topic, Vec<UserId>> = BTreeMap::new();
         for contact in told {
             let topic = Topic::of_user(contact);
@@ -273,16 +295,11 @@ impl PresenceRole {
                     user,
                     state: presence.state,
                     last_seen: presence.last_seen,
+                    audience,
                 };
                 self.bus.publish(topic, signal.encode()?).await
             })
             .await
-    }
-
-    /// Those of these people who blocked a person or are blocked by them.
-    async fn blocked(&self, user: UserId, others: &[UserId]) -> Result<HashSet<UserId>> {
-        let between = self.people.blocked_between(user, others).await?;
-        Ok(between.into_iter().map(|between| between.other).collect())
     }
 
     /// Those of these people whom a person has as a contact.
@@ -370,16 +387,16 @@ impl PresenceService for PresenceRole {
         if users.len() > MAX_SEEN {
             return Err(Error::invalid("users", "at most 100"));
         }
-        let (shared, contacts, blocked) = futures::try_join!(
+        let (shared, contacts, view) = futures::try_join!(
             self.unlisted_rooms(viewer),
             self.contacts(viewer, users),
-            self.blocked(viewer, users)
+            View::read(&*self.people, &*self.settings, viewer, users)
         )?;
         let seen: Vec<Option<UserId>> = futures::stream::iter(users.iter().copied())
             .map(|user| {
-                let (shared, contacts, blocked) = (&shared, &contacts, &blocked);
+                let (shared, contacts, view) = (&shared, &contacts, &view);
                 async move {
-                    if blocked.contains(&user) {
+                    if !view.shows(Fact::Presence, user) {
                         return Ok(None);
                     }
                     if user == viewer || contacts.contains(&user) {

@@ -10,6 +10,7 @@ use carillon_domain::{
     partition::Partition,
     ports::{BusItem, Subscriptions},
     room::{Role, Room, RoomKind},
+    settings::SettingsChange,
 };
 use futures::stream::BoxStream;
 
@@ -181,6 +182,7 @@ fn role(stores: &embedded::Stores, clock: &Arc<TestClock>) -> Arc<PresenceRole> 
         stores.presence.clone(),
         stores.rooms.clone(),
         stores.people.clone(),
+        stores.settings.clone(),
         stores.bus.clone(),
         clock.clone(),
         PresenceOptions {
@@ -293,7 +295,7 @@ async fn leases_of_a_crashed_gateway_end() {
     };
     let told = Signal::decode(&payload).unwrap();
     assert!(
-        matches!(told, Signal::Presence { room: r, user, state: PresenceState::Offline, last_seen: Some(_) } if r == room && user == ann),
+        matches!(told, Signal::Presence { room: r, user, state: PresenceState::Offline, last_seen: Some(_), .. } if r == room && user == ann),
         "{told:?}"
     );
     assert_eq!(world.state(bob).await, PresenceState::Online);
@@ -413,6 +415,67 @@ async fn blocks_hide_presence() {
     let people = world.stores.people.clone();
     people.remove(Relation::Block, ann, bob).await.unwrap();
     assert_eq!(of(&world, bob).await, [ann, bob, zoe]);
+}
+
+/// PRES-03, USER-06: who hides their presence isn't shown to who isn't among those who may see it, by neither way, and doesn't see theirs;
+/// rooms are told for whom it is.
+#[tokio::test]
+async fn privacy_hides_presence() {
+    let mut world = World::new().await;
+    let [ann, bob, zoe] = [(); 3].map(|()| UserId::new());
+    let room = world.room_of(RoomKind::Private, &[ann, bob, zoe]).await;
+    for (user, other) in [(bob, ann), (zoe, ann), (ann, bob)] {
+        world.relate(Relation::Contact, user, other).await;
+    }
+    let of = async |world: &World, viewer| {
+        let seen = world.role.visible(viewer, &[ann, bob, zoe]).await.unwrap();
+        seen.into_iter().map(|p| p.user).collect::<Vec<_>>()
+    };
+    let bob_online = vec![(bob, PresenceState::Online)];
+    for (audience, told, of_ann, of_bob, of_zoe) in [
+        (
+            Audience::Contacts,
+            bob_online,
+            vec![ann, bob],
+            vec![ann, bob, zoe],
+            vec![bob, zoe],
+        ),
+        (
+            Audience::Nobody,
+            vec![],
+            vec![ann],
+            vec![bob, zoe],
+            vec![bob, zoe],
+        ),
+    ] {
+        let change = SettingsChange {
+            last_seen: Some(audience),
+            ..SettingsChange::default()
+        };
+        world.stores.settings.change(ann, &change).await.unwrap();
+        let device = DeviceId::new();
+        world.renew(ann, device, PresenceState::Online).await;
+        let mut contacts = Vec::new();
+        for signal in world.signals().await {
+            match signal {
+                Signal::Presence {
+                    room: of,
+                    audience: shown_to,
+                    ..
+                } => assert_eq!((of, shown_to), (room, audience)),
+                Signal::ContactPresence { to, state, .. } => {
+                    contacts.extend(to.into_iter().map(|contact| (contact, state)));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(contacts, told);
+        assert_eq!(of(&world, ann).await, of_ann);
+        assert_eq!(of(&world, bob).await, of_bob);
+        assert_eq!(of(&world, zoe).await, of_zoe);
+        world.role.release(ann, device).await.unwrap();
+        world.signals().await;
+    }
 }
 
 /// PRES-03: a contact's presence is seen by who made them one, and by nobody else.

@@ -19,6 +19,10 @@
 //! bob: delivered #general               confirms everything, over the socket
 //! alice: receipt #general "hi" bob read  or delivered, sent, none
 //! alice: ban #general bob | unban, mute, unmute, invite
+//! alice: contact bob | block bob | unblock bob
+//! bob: privacy read_receipts=contacts   what he shows to whom
+//! bob: settings theme=dark              what else he sets
+//! alice: presence bob shown             or hidden, by REST
 //! alice: rules #general retention_seconds=5 edit_unread_only=true
 //! bob: gone #general "hi"               waits until it is in no history
 //! eve: refused 404 post #general "x"    a REST action that must be answered so
@@ -281,6 +285,15 @@ impl Stage {
                 let found = of_peer.map_or("none", |item| item["state"].as_str().unwrap_or("?"));
                 ensure!(found == *state, "it is {found}: {receipts}");
             }
+            ["presence", peer, wanted] => {
+                let peer = self.person(peer)?.1.id.clone();
+                let (base, person) = self.person(who)?;
+                let path = format!("/presence?users={peer}");
+                let found = person.ask(&base, Method::GET, &path, None).await?;
+                let is_shown = found["items"].as_array().is_some_and(|all| !all.is_empty());
+                let found = if is_shown { "shown" } else { "hidden" };
+                ensure!(found == *wanted, "it is {found}");
+            }
             ["gone", room, text] => {
                 let room = self.room(room)?;
                 let (base, person) = self.person(who)?;
@@ -389,6 +402,30 @@ impl Stage {
                     Method::PATCH,
                     format!("/rooms/{}", self.room(room)?),
                     Some(json!({"rules": given})),
+                )
+            }
+            ["contact", peer] => {
+                let peer = &self.person(peer)?.1.id;
+                (Method::PUT, format!("/contacts/{peer}"), None)
+            }
+            ["block", peer] => {
+                let peer = &self.person(peer)?.1.id;
+                (Method::PUT, format!("/blocks/{peer}"), None)
+            }
+            ["unblock", peer] => {
+                let peer = &self.person(peer)?.1.id;
+                (Method::DELETE, format!("/blocks/{peer}"), None)
+            }
+            [kind @ ("privacy" | "settings"), given @ ..] => {
+                let mut patch = serde_json::Map::new();
+                for one in given {
+                    let (name, value) = one.split_once('=').context("name=value")?;
+                    patch.insert(name.to_owned(), value.into());
+                }
+                (
+                    Method::PATCH,
+                    format!("/users/me/{kind}"),
+                    Some(patch.into()),
                 )
             }
             ["post", room, text, rest @ ..] => {

@@ -11,10 +11,12 @@ use carillon_domain::{
     people::Relation,
     ports::{
         AccountStore, Archive, Floor, MediaIndex, PeopleIndex, PeopleStore, PersonKeys,
-        PushTargetStore, Reached, ReadMark, RoomLog, RoomStore,
+        PushTargetStore, Reached, ReadMark, RoomLog, RoomStore, SettingsStore,
     },
+    privacy::{Audience, Privacy},
     push::{PushProvider, PushTarget},
     room::{Role, Room, RoomKind, RoomRules},
+    settings::{Notify, Settings, Theme},
 };
 
 use super::room_log::{Writer, text};
@@ -32,6 +34,8 @@ pub struct Ports {
     pub person_keys: Arc<dyn PersonKeys>,
     /// Contacts and blocks.
     pub people: Arc<dyn PeopleStore>,
+    /// What people set.
+    pub settings: Arc<dyn SettingsStore>,
     /// Rooms.
     pub rooms: Arc<dyn RoomStore>,
     /// Logs.
@@ -110,6 +114,18 @@ pub async fn fill(ports: &Ports) -> Filled {
         };
         ports.push_targets.put(&target).await.unwrap();
     }
+    let settings = Settings {
+        privacy: Privacy {
+            last_seen: Audience::Nobody,
+            profile_photo: Audience::Contacts,
+            read_receipts: Audience::Nobody,
+        },
+        notifications: Notify::Mentions,
+        muted_until: Some(Timestamp(1_700_000_000_000)),
+        theme: Theme::Dark,
+        language: Some("de-CH".to_owned()),
+    };
+    ports.settings.change(ann, &settings.into()).await.unwrap();
     let mut rooms = Vec::new();
 
     // A long room with everything that events say of people.
@@ -357,6 +373,8 @@ pub async fn seen(ports: &Ports, filled: &Filled) -> BTreeMap<String, String> {
             })
             .collect();
         note(format!("targets {user}"), format!("{targets:?}"));
+        let settings = ports.settings.of(&[*user]).await.unwrap();
+        note(format!("settings {user}"), format!("{settings:?}"));
         let rooms = ports.rooms.rooms_of(*user, None, 100).await.unwrap();
         let mut marks = ports.rooms.read_marks(*user, &rooms).await.unwrap();
         marks.sort_by_key(|(room, _)| *room);

@@ -22,3 +22,4 @@ pub mod room_log;
 pub mod rooms;
 pub mod security;
 pub mod sessions;
+pub mod settings;

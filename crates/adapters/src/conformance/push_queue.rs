@@ -50,6 +50,8 @@ fn job() -> PushJob {
         recipients: (0..PushJob::MAX_RECIPIENTS)
             .map(|_| UserId::new())
             .collect(),
+        mentions: Default::default(),
+        direct: false,
         traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
     }
 }

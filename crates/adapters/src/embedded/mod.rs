@@ -27,6 +27,7 @@ mod room_log;
 mod rooms;
 mod security;
 mod sessions;
+mod settings;
 mod tables;
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -37,7 +38,7 @@ use carillon_domain::{
     ports::{
         AccountStore, Archive, Bus, Ephemeral, MediaIndex, PeopleIndex, PeopleStore, PersonKeys,
         PresenceStore, Probe, PushQueue, PushTargetStore, ReplicaRegistry, RoomLog, RoomStore,
-        SecurityLog, SessionStore,
+        SecurityLog, SessionStore, SettingsStore,
     },
     time::SystemClock,
 };
@@ -61,6 +62,8 @@ pub struct Stores {
     pub ephemeral: Arc<dyn Ephemeral>,
     /// Contacts and blocks.
     pub people: Arc<dyn PeopleStore>,
+    /// What people set.
+    pub settings: Arc<dyn SettingsStore>,
     /// People by the beginnings of their names.
     pub people_index: Arc<dyn PeopleIndex>,
     /// Keys of people, and who is being erased.
@@ -149,6 +152,7 @@ fn start(
         sessions: Arc::new(sessions::Sessions(engine.clone())),
         ephemeral: Arc::new(ephemeral::EphemeralValues(engine.clone())),
         people: Arc::new(people::People(engine.clone())),
+        settings: Arc::new(settings::SettingsRows(engine.clone())),
         people_index: Arc::new(people_index::Index(engine.clone())),
         person_keys: Arc::new(person_keys::Keys(engine.clone())),
         rooms: Arc::new(rooms::Rooms(engine.clone())),

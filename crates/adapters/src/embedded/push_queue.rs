@@ -433,6 +433,8 @@ mod tests {
             title: String::new(),
             body: String::new(),
             recipients: Vec::new(),
+            mentions: Default::default(),
+            direct: false,
             traceparent: None,
         };
         queue.publish(&job).await.unwrap();

@@ -48,7 +48,8 @@ pub(super) enum Table {
     /// `r` room, user → restrictions; `i` user, room (invitations); `k` room (with a retention); `f` room → floor;
     /// `d` room, sequence (deleted messages); `m` room, user (none: everybody), sequence (mentions).
     RoomIndex,
-    /// `c` user, other → since and `C` other, user → nothing: contacts; `b`, `B` alike: blocks; `n`, `m` user → how many.
+    /// `c` user, other → since and `C` other, user → nothing: contacts; `b`, `B` alike: blocks; `n`, `m` user → how many;
+    /// `s` user → settings.
     People,
     /// `k` user → their key, or when it was destroyed; `a`, `r`, `m` user → nothing: parts that still erase them;
     /// `u` user, media → nothing: uploads.

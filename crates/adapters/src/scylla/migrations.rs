@@ -147,6 +147,14 @@ const MIGRATIONS: &[Migration] = &[Migration {
         "CREATE TABLE IF NOT EXISTS {}.erasures (part text, user uuid, PRIMARY KEY (part, user))",
         "CREATE TABLE IF NOT EXISTS {}.media_by_owner (owner uuid, id uuid, PRIMARY KEY (owner, id))",
     ],
+}, Migration {
+    version: 7,
+    name: "settings of people",
+    statements: &[
+        "CREATE TABLE IF NOT EXISTS {}.settings (
+            user uuid PRIMARY KEY, last_seen text, profile_photo text, read_receipts text,
+            notifications text, muted_until timestamp, theme text, language text)",
+    ],
 }];
 
 /// How long a process may hold the right to migrate without renewing it: a crashed one blocks others no longer than this.

@@ -1,4 +1,4 @@
-//! Ports on ScyllaDB, in CQL that Apache Cassandra 5 knows too: accounts, contacts and blocks, rooms, the rooms' logs, push targets, the index of
+//! Ports on ScyllaDB, in CQL that Apache Cassandra 5 knows too: accounts, contacts and blocks, settings, rooms, the rooms' logs, push targets, the index of
 //! uploads; and the migrations of its schema.
 //!
 //! Reads and writes are at LOCAL_QUORUM, conditional writes (LWT) at LOCAL_SERIAL: one data centre holds the truth. The driver
@@ -18,6 +18,7 @@ mod push_targets;
 mod room_log;
 mod rooms;
 mod security;
+mod settings;
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,7 +27,7 @@ use carillon_domain::{
     Error, ErrorCode, Result,
     ports::{
         AccountStore, Archive, MediaIndex, PeopleIndex, PeopleStore, PersonKeys, Probe,
-        PushTargetStore, RoomLog, RoomStore, SecurityLog,
+        PushTargetStore, RoomLog, RoomStore, SecurityLog, SettingsStore,
     },
 };
 use scylla::{
@@ -101,6 +102,8 @@ pub struct Stores {
     pub security: Arc<dyn SecurityLog>,
     /// Contacts and blocks.
     pub people: Arc<dyn PeopleStore>,
+    /// What people set.
+    pub settings: Arc<dyn SettingsStore>,
     /// People by the beginnings of their names.
     pub people_index: Arc<dyn PeopleIndex>,
     /// Keys of people, and who is being erased.
@@ -149,6 +152,7 @@ async fn connect_to(options: &ScyllaOptions, load: bool) -> Result<Stores> {
         accounts: Arc::new(accounts::Accounts::new(&database).await?),
         security: Arc::new(security::Security::new(&database).await?),
         people: Arc::new(people::People::new(&database).await?),
+        settings: Arc::new(settings::SettingsRows::new(&database).await?),
         people_index: Arc::new(people_index::Index::new(&database).await?),
         person_keys: Arc::new(person_keys::Keys::new(&database).await?),
         rooms,

@@ -140,6 +140,14 @@ async fn scylla_people() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn scylla_settings() {
+    on_scylla("scylla_settings", |stores, _| {
+        conformance::settings::all(stores.settings)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn scylla_media() {
     on_scylla("scylla_media", |stores, _| {
         conformance::media::all(stores.media_index)

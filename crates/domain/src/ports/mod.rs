@@ -21,6 +21,7 @@ mod room_log;
 mod rooms;
 mod security;
 mod sessions;
+mod settings;
 
 pub use accounts::AccountStore;
 pub use archive::{Archive, BackupStore, Bounds};
@@ -39,3 +40,4 @@ pub use room_log::{Epoch, Fence, Floor, OpenRoom, RoomLog};
 pub use rooms::{Reached, ReadMark, Receipt, Restricted, RoomStore};
 pub use security::SecurityLog;
 pub use sessions::{Rotation, SessionStore};
+pub use settings::SettingsStore;

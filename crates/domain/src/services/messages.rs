@@ -314,7 +314,7 @@ pub trait MessageService: Send + Sync {
     ) -> Result<Reached>;
 
     /// How far the room's messages got to its members, ascending by user id, after `after`, at most `limit` (1 to 1,000). Who has
-    /// no mark is left out.
+    /// no mark is left out; who doesn't show theirs to the caller (USER-05, USER-06) is listed without any.
     async fn receipts(
         &self,
         actor: UserId,

@@ -2,10 +2,11 @@ use async_trait::async_trait;
 
 use crate::{
     Result, UserId,
-    people::{Hidden, Related},
+    people::{Related, Sight},
+    settings::{Settings, SettingsChange},
 };
 
-/// Contacts and blocks (USER-04, USER-05). Each is the matter of the person who makes it: nobody else can read it.
+/// Contacts, blocks and settings (USER-04 to -07). Each is the matter of the person who makes it: nobody else can read it.
 ///
 /// Every call may be repeated. `InvalidRequest` naming `user_id` when a person means themselves.
 #[async_trait]
@@ -43,6 +44,13 @@ pub trait PeopleService: Send + Sync {
         limit: usize,
     ) -> Result<Vec<Related>>;
 
-    /// Whose presence and typing `user` must not get. For gateways: it tells who blocked them.
-    async fn hidden_from(&self, user: UserId) -> Result<Hidden>;
+    /// What decides what `user` is shown of others. For gateways: it tells who blocked them.
+    async fn sight(&self, user: UserId) -> Result<Sight>;
+
+    /// What `user` set (USER-06, USER-07).
+    async fn settings(&self, user: UserId) -> Result<Settings>;
+
+    /// Changes it; the settings as they are then. Gateways are told of privacy as of blocks. `InvalidRequest` naming `language` when it
+    /// is no BCP 47 tag.
+    async fn change_settings(&self, user: UserId, change: SettingsChange) -> Result<Settings>;
 }

@@ -19,7 +19,8 @@ pub trait PresenceService: Send + Sync {
     async fn get(&self, users: &[UserId]) -> Result<Vec<Presence>>;
 
     /// States of those of these people that the viewer may know about: the viewer, their contacts, and who shares a room with the
-    /// viewer that isn't listed; but nobody whom they blocked or who blocked them. The others are left out, like people that don't
+    /// viewer that isn't listed; but nobody whom they blocked or who blocked them, and nobody who hides it from them or from whom they
+    /// hide theirs (USER-06). The others are left out, like people that don't
     /// exist. At most 100.
     async fn visible(&self, viewer: UserId, users: &[UserId]) -> Result<Vec<Presence>>;
 }

@@ -8,6 +8,7 @@ use carillon_domain::{
     DeviceId, MediaId, MessageId, Result, RoomId, Sequence, UserId,
     account::{ClientInfo, DeviceType, ProfileChange, Tokens},
     presence::{Lease, PresenceState},
+    privacy::Audience,
     push::PushProvider,
     room::{Role, RoomKind, RoomRules},
     security::History,
@@ -16,6 +17,7 @@ use carillon_domain::{
         NewMedia, NewPushTarget, NewRoom, NotificationService, PeopleService, PresenceService,
         Restriction, RoomChange,
     },
+    settings::SettingsChange,
     signal::Activity,
 };
 
@@ -210,8 +212,20 @@ async fn people_script(service: &dyn PeopleService) -> Transcript {
     said.add(service.unblock(user, other).await);
     said.add(service.blocks(user, Some(other), 1).await);
     said.add(service.blocks(user, None, 1000).await);
-    said.add(service.hidden_from(user).await);
-    said.add(service.hidden_from(other).await);
+    said.add(service.sight(user).await);
+    said.add(service.sight(other).await);
+    said.add(service.settings(user).await);
+    for change in [
+        SettingsChange::default(),
+        SettingsChange {
+            last_seen: Some(Audience::Nobody),
+            muted_until: Some(None),
+            language: Some(Some("de".into())),
+            ..SettingsChange::default()
+        },
+    ] {
+        said.add(service.change_settings(user, change).await);
+    }
     said
 }
 

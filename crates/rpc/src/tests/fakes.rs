@@ -17,9 +17,10 @@ use carillon_domain::{
     event::{Draft, EventBody, Mentions, Message, MessageType, Revision, RoomEvent},
     limit::{Grant, Policy, Subject, Usage},
     media::Media,
-    people::{Hidden, Related},
+    people::{Hidden, Related, Sight},
     ports::{RateLimiter, Reached, ReadMark, Receipt, Restricted},
     presence::{Lease, Presence, PresenceState},
+    privacy::{Audience, Privacy},
     room::{Member, Restrictions, Role, Room, RoomKind, RoomRules},
     security::{History, SecurityEvent, SecurityEventKind},
     services::{
@@ -28,6 +29,7 @@ use carillon_domain::{
         PeopleService, PresenceService, ResolvedRoom, Restriction, RoomChange, RoomHead,
         RoomOverview, RoomSummary, RoomView, SendOutcome, TokenVerifier,
     },
+    settings::{Settings, SettingsChange},
     signal::Activity,
 };
 use tokio::sync::Semaphore;
@@ -804,12 +806,37 @@ impl PeopleService for FakeServices {
         Ok(vec![Related { user, since: TIME }])
     }
 
-    async fn hidden_from(&self, user: UserId) -> Result<Hidden> {
-        self.note(format!("hidden_from {user}")).await?;
-        Ok(match user == ann().user {
+    async fn sight(&self, user: UserId) -> Result<Sight> {
+        self.note(format!("sight {user}")).await?;
+        let hidden = match user == ann().user {
             true => Hidden::Everybody,
             false => Hidden::People(vec![ann().user, user]),
+        };
+        Ok(Sight {
+            hidden,
+            privacy: Privacy {
+                last_seen: Audience::Contacts,
+                ..Privacy::default()
+            },
+            contacts: vec![user],
+            contact_of: vec![ann().user],
         })
+    }
+
+    async fn settings(&self, user: UserId) -> Result<Settings> {
+        self.note(format!("settings {user}")).await?;
+        Ok(Settings {
+            muted_until: Some(TIME),
+            ..Settings::default()
+        })
+    }
+
+    async fn change_settings(&self, user: UserId, change: SettingsChange) -> Result<Settings> {
+        self.note(format!("change_settings {user} {change:?}"))
+            .await?;
+        let mut settings = Settings::default();
+        change.apply(&mut settings);
+        Ok(settings)
     }
 }
 

@@ -238,6 +238,8 @@ mod tests {
             title: String::new(),
             body: String::new(),
             recipients: Vec::new(),
+            mentions: Default::default(),
+            direct: false,
             traceparent: None,
         }
     }

@@ -119,6 +119,7 @@ pub fn auth(
     let ports = carillon_auth::Ports {
         accounts: wide.accounts.clone(),
         people: wide.people.clone(),
+        settings: wide.settings.clone(),
         people_index: wide.people_index.clone(),
         security: wide.security.clone(),
         person_keys: wide.person_keys.clone(),
@@ -166,10 +167,11 @@ pub fn erasing_uploads(
     }
 }
 
-/// Contacts and blocks; a part of the auth role.
+/// Contacts, blocks and settings; a part of the auth role.
 pub fn people(wide: &WideStore, fast: &FastStore) -> Arc<dyn PeopleService> {
     Arc::new(People::new(
         wide.people.clone(),
+        wide.settings.clone(),
         wide.accounts.clone(),
         fast.bus.clone(),
         clock(),
@@ -186,6 +188,7 @@ pub fn presence(config: &PlatformConfig, wide: &WideStore, fast: &FastStore) -> 
         fast.presence.clone(),
         wide.rooms.clone(),
         wide.people.clone(),
+        wide.settings.clone(),
         fast.bus.clone(),
         clock(),
         options,
@@ -207,6 +210,7 @@ pub fn message(
         rooms: wide.rooms.clone(),
         accounts: wide.accounts.clone(),
         people: wide.people.clone(),
+        settings: wide.settings.clone(),
         bus: fast.bus.clone(),
         presence,
         push_queue: queue,
@@ -246,6 +250,8 @@ pub fn notification(
     let options = notification_options(config)?;
     let role = NotificationRole::new(
         wide.push_targets.clone(),
+        wide.people.clone(),
+        wide.settings.clone(),
         queue,
         fast.ephemeral.clone(),
         fast.sessions.clone(),

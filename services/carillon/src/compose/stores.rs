@@ -8,7 +8,7 @@ use carillon_domain::ports::Probe;
 use carillon_domain::ports::{
     AccountStore, Bus, Ephemeral, MediaIndex, PeopleIndex, PeopleStore, PersonKeys, PresenceStore,
     PushQueue, PushTargetStore, RateLimiter, ReplicaRegistry, RoomLog, RoomStore, SecurityLog,
-    SessionStore,
+    SessionStore, SettingsStore,
 };
 use carillon_runtime::ready::Dependency;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,7 @@ pub struct WideStore {
     pub people_index: Arc<dyn PeopleIndex>,
     pub person_keys: Arc<dyn PersonKeys>,
     pub people: Arc<dyn PeopleStore>,
+    pub settings: Arc<dyn SettingsStore>,
     pub rooms: Arc<dyn RoomStore>,
     /// As it lies in the store: content is sealed in it.
     pub log: Arc<dyn RoomLog>,
@@ -67,6 +68,7 @@ pub fn open_embedded(directory: &Path) -> Result<EmbeddedStores, Failure> {
         people_index: stores.people_index,
         person_keys: stores.person_keys,
         people: stores.people,
+        settings: stores.settings,
         rooms: stores.rooms,
         log: stores.log,
         push_targets: stores.push_targets,
@@ -189,6 +191,7 @@ impl LateStores {
             people_index: stores.people_index,
             person_keys: stores.person_keys,
             people: stores.people,
+            settings: stores.settings,
             rooms: stores.rooms,
             log: stores.log,
             push_targets: stores.push_targets,

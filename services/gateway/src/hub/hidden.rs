@@ -1,22 +1,27 @@
-//! Whose presence and typing each connected person doesn't get: of whom they blocked, and of who blocked them (USER-05, PRES-03).
+//! What decides whose presence, typing and receipts each connected person gets: blocks in both directions, contacts, and to whom they
+//! show their own (USER-05, USER-06, PRES-03). To whom the other one shows something comes with the signal.
 //!
-//! A socket gets nobody's until its set is known, and again when it may have changed and can't be read. The set is read when a socket
-//! connects; when the user's blocks change or are about to, at once and again after a moment, so that a change is noticed even if
-//! whoever made it ended before telling; and when the bus may have lost signals.
+//! A socket gets nobody's until that is known, and again when it may have changed and can't be read. It is read when a socket connects;
+//! when the user's blocks, contacts or privacy change or are about to, at once and again after a moment, so that a change is noticed even
+//! if whoever made it ended before telling; and when the bus may have lost signals.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use carillon_domain::{Result, UserId, people::Hidden};
+use carillon_domain::{
+    Result, UserId,
+    people::{Hidden, Sight},
+    privacy::{Audience, Fact, Privacy, Ties, shows},
+};
 use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{Inner, back_off, socket::Socket};
 
-/// How long a socket that connects waits for its set. Without it, it goes on and gets nobody's presence yet.
+/// How long a socket that connects waits for its sight. Without it, it goes on and gets nobody's presence yet.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What is hidden from one socket.
+/// What decides what one socket gets.
 pub struct HiddenPeople(Mutex<State>);
 
 struct State {
@@ -29,22 +34,58 @@ struct State {
 
 #[derive(Clone)]
 enum Known {
-    Nobody,
-    /// Ascending; shared by the person's sockets.
-    People(Arc<[UserId]>),
-    Everybody,
+    /// Nothing: everybody is hidden.
+    Nothing,
+    /// That nothing is between the person and anybody, and that they hide nothing.
+    Plain,
+    /// Shared by the person's sockets.
+    Sight(Arc<Seen>),
 }
 
-impl From<Hidden> for Known {
-    fn from(hidden: Hidden) -> Self {
-        match hidden {
-            Hidden::Everybody => Self::Everybody,
-            Hidden::People(people) if people.is_empty() => Self::Nobody,
-            Hidden::People(mut people) => {
-                people.sort_unstable();
-                Self::People(people.into())
-            }
+/// [`Sight`] with every list ascending.
+struct Seen {
+    hidden: Vec<UserId>,
+    privacy: Privacy,
+    contacts: Vec<UserId>,
+    contact_of: Vec<UserId>,
+}
+
+impl From<Sight> for Known {
+    fn from(sight: Sight) -> Self {
+        let Hidden::People(mut hidden) = sight.hidden else {
+            return Self::Nothing;
+        };
+        let (mut contacts, mut contact_of) = (sight.contacts, sight.contact_of);
+        let lists = [&mut hidden, &mut contacts, &mut contact_of];
+        if sight.privacy == Privacy::default() && lists.iter().all(|list| list.is_empty()) {
+            return Self::Plain;
         }
+        for list in lists {
+            list.sort_unstable();
+            list.shrink_to_fit();
+        }
+        Self::Sight(Arc::new(Seen {
+            hidden,
+            privacy: sight.privacy,
+            contacts,
+            contact_of,
+        }))
+    }
+}
+
+impl Seen {
+    fn shows(&self, fact: Fact, person: UserId, audience: Audience) -> bool {
+        let is_among = |list: &[UserId]| list.binary_search(&person).is_ok();
+        let is_blocked = is_among(&self.hidden);
+        let ties = Ties {
+            same: false,
+            viewer_has_person: is_among(&self.contacts),
+            person_has_viewer: is_among(&self.contact_of),
+            // By whom isn't known, and makes no difference to what is told.
+            viewer_blocked: is_blocked,
+            person_blocked: is_blocked,
+        };
+        shows(fact, ties, audience, self.privacy.audience(fact))
     }
 }
 
@@ -52,7 +93,7 @@ impl Default for HiddenPeople {
     /// Everybody, since nothing is known yet.
     fn default() -> Self {
         Self(Mutex::new(State {
-            known: Known::Everybody,
+            known: Known::Nothing,
             begun: 0,
             from: 0,
         }))
@@ -60,12 +101,12 @@ impl Default for HiddenPeople {
 }
 
 impl HiddenPeople {
-    /// Whether a person's presence and typing is hidden.
-    pub fn contains(&self, person: UserId) -> bool {
+    /// Whether it is shown a fact of somebody else, who shows it to this audience.
+    pub fn shows(&self, fact: Fact, person: UserId, audience: Audience) -> bool {
         match &self.0.lock().known {
-            Known::Nobody => false,
-            Known::People(people) => people.binary_search(&person).is_ok(),
-            Known::Everybody => true,
+            Known::Nothing => false,
+            Known::Plain => shows(fact, Ties::default(), audience, Audience::Everyone),
+            Known::Sight(seen) => seen.shows(fact, person, audience),
         }
     }
 
@@ -86,12 +127,12 @@ impl HiddenPeople {
     }
 }
 
-/// Users whose set may have changed, each with a task that reads it.
+/// Users whose sight may have changed, each with a task that reads it.
 #[derive(Default)]
 pub struct Watched(Mutex<HashMap<UserId, Arc<Notify>>>);
 
 impl Inner {
-    /// The set of a socket that connects. When it can't be had soon, it is read on in the background.
+    /// The sight of a socket that connects. When it can't be had soon, it is read on in the background.
     pub(super) async fn first_hidden(self: &Arc<Self>, socket: &Arc<Socket>) {
         let sockets = [socket.clone()];
         let read = self.read_hidden(socket.user(), &sockets);
@@ -101,7 +142,7 @@ impl Inner {
         }
     }
 
-    /// A block of a user was made or ended, or is about to be.
+    /// A user's blocks, contacts or privacy changed, or are about to.
     pub(super) fn blocks_changed(self: &Arc<Self>, user: UserId) {
         if self.sockets_of(user).is_empty() {
             return;
@@ -116,7 +157,7 @@ impl Inner {
         tokio::spawn(watch(self.clone(), user, told));
     }
 
-    /// Reads a user's set until it is known or nobody needs it; after a failure nobody's presence is shown until then.
+    /// Reads a user's sight until it is known or nobody needs it; after a failure nobody's presence is shown until then.
     pub(super) async fn recheck_hidden(self: &Arc<Self>, user: UserId) {
         for attempt in 0.. {
             let sockets = self.sockets_of(user);
@@ -126,7 +167,7 @@ impl Inner {
             match self.read_hidden(user, &sockets).await {
                 Ok(()) => return,
                 Err(error) => {
-                    tracing::debug!(%error, "what is hidden from a user is not known yet")
+                    tracing::debug!(%error, "what is shown to a user is not known yet")
                 }
             }
             tokio::select! {
@@ -141,9 +182,9 @@ impl Inner {
             .iter()
             .map(|socket| (socket, socket.hidden().begin()))
             .collect();
-        let (known, outcome) = match self.people.hidden_from(user).await {
-            Ok(hidden) => (Known::from(hidden), Ok(())),
-            Err(error) => (Known::Everybody, Err(error)),
+        let (known, outcome) = match self.people.sight(user).await {
+            Ok(sight) => (Known::from(sight), Ok(())),
+            Err(error) => (Known::Nothing, Err(error)),
         };
         for (socket, read) in reads {
             socket.hidden().learn(read, known.clone());
@@ -152,7 +193,7 @@ impl Inner {
     }
 }
 
-/// Reads a user's set now and once the change that was told must have happened; again from the start when told of another one.
+/// Reads a user's sight now and once the change that was told must have happened; again from the start when told of another one.
 async fn watch(inner: Arc<Inner>, user: UserId, told: Arc<Notify>) {
     loop {
         inner.recheck_hidden(user).await;
@@ -175,18 +216,59 @@ async fn watch(inner: Arc<Inner>, user: UserId, told: Arc<Notify>) {
 mod tests {
     use super::*;
 
+    fn sight(hidden: Vec<UserId>) -> Sight {
+        Sight {
+            hidden: Hidden::People(hidden),
+            privacy: Privacy::default(),
+            contacts: Vec::new(),
+            contact_of: Vec::new(),
+        }
+    }
+
     /// USER-05: an answer that was overtaken by a later one is worth nothing.
     #[test]
     fn a_late_answer_replaces_nothing() {
         let (ann, bob) = (UserId::new(), UserId::new());
         let hidden = HiddenPeople::default();
-        assert!(hidden.contains(ann), "nothing is known");
+        let is_hidden = |person| !hidden.shows(Fact::Presence, person, Audience::Everyone);
+        assert!(is_hidden(ann), "nothing is known");
         let (first, second) = (hidden.begin(), hidden.begin());
-        hidden.learn(second, Hidden::People(vec![ann]).into());
-        hidden.learn(first, Hidden::People(Vec::new()).into());
-        assert!(hidden.contains(ann));
-        assert!(!hidden.contains(bob));
-        hidden.learn(hidden.begin(), Hidden::People(Vec::new()).into());
-        assert!(!hidden.contains(ann));
+        hidden.learn(second, sight(vec![ann]).into());
+        hidden.learn(first, sight(Vec::new()).into());
+        assert!(is_hidden(ann));
+        assert!(!is_hidden(bob));
+        hidden.learn(hidden.begin(), sight(Vec::new()).into());
+        assert!(!is_hidden(ann));
+    }
+
+    /// USER-06: contacts are who has the person as one; and who hides their own gets nobody's.
+    #[test]
+    fn audiences_are_kept() {
+        let (ann, bob) = (UserId::new(), UserId::new());
+        let hidden = HiddenPeople::default();
+        let told =
+            |person| Audience::ALL.map(|audience| hidden.shows(Fact::Receipts, person, audience));
+        hidden.learn(hidden.begin(), sight(Vec::new()).into());
+        assert_eq!(told(ann), [true, false, false]);
+        let of_ann = Sight {
+            contact_of: vec![ann],
+            ..sight(Vec::new())
+        };
+        hidden.learn(hidden.begin(), of_ann.clone().into());
+        assert_eq!(told(ann), [true, true, false]);
+        assert_eq!(told(bob), [true, false, false]);
+        let privacy = Privacy {
+            read_receipts: Audience::Contacts,
+            ..Privacy::default()
+        };
+        let private = Sight {
+            privacy,
+            contacts: vec![bob],
+            ..of_ann
+        };
+        hidden.learn(hidden.begin(), private.into());
+        assert_eq!(told(ann), [false, false, false], "Ann doesn't get theirs");
+        assert_eq!(told(bob), [true, false, false]);
+        assert!(hidden.shows(Fact::Presence, ann, Audience::Contacts));
     }
 }

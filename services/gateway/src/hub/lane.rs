@@ -9,6 +9,7 @@ use std::{
 use carillon_domain::{
     UserId,
     ports::{BusItem, Subscriptions},
+    privacy::{Audience, Fact},
     signal::Signal,
 };
 use futures::{FutureExt, StreamExt, stream::BoxStream};
@@ -17,7 +18,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::{
     Inner, back_off,
-    rooms::{Own, RoomTable},
+    rooms::{About, Own, RoomTable},
     socket::Socket,
     topics::{Command, Topics},
     writers::Writers,
@@ -200,15 +201,50 @@ async fn handle(inner: &Arc<Inner>, signal: Signal, delivery: &mut Delivery) {
             }
             return;
         }
-        Signal::Activity { room, user, .. } => broadcast(inner, room, &signal, user, Own::Left),
-        Signal::Presence { room, user, .. } => broadcast(inner, room, &signal, user, Own::Same),
+        Signal::Activity { room, user, .. } => {
+            let about = about(Fact::Activity, user, Audience::Everyone);
+            broadcast(inner, room, &signal, about, Own::Left);
+        }
+        Signal::Presence {
+            room,
+            user,
+            audience,
+            ..
+        } => {
+            let about = about(Fact::Presence, user, audience);
+            broadcast(inner, room, &signal, about, Own::Same);
+        }
         // A mark only ever rises, and is fetched again on resume: whoever is behind can do without this one. The reader's own
         // devices take their unread counts from it.
-        Signal::Read { room, user, .. } => broadcast(inner, room, &signal, user, Own::Sure),
+        Signal::Read {
+            room,
+            user,
+            audience,
+            ..
+        } => {
+            let about = about(Fact::Receipts, user, audience);
+            broadcast(inner, room, &signal, about, Own::Sure);
+        }
         // The same, but for the reader's own devices, which know what they have.
-        Signal::Delivered { room, user, .. } => broadcast(inner, room, &signal, user, Own::Left),
+        Signal::Delivered {
+            room,
+            user,
+            audience,
+            ..
+        } => {
+            let about = about(Fact::Receipts, user, audience);
+            broadcast(inner, room, &signal, about, Own::Left);
+        }
         Signal::Invited { user, room, by } => inner.invited(user, room, by),
-        Signal::ContactPresence { ref to, user, .. } => inner.contact_presence(to, user, &signal),
+        Signal::ContactPresence {
+            ref to,
+            user,
+            audience,
+            ..
+        } => {
+            let about = about(Fact::Presence, user, audience);
+            inner.contact_presence(to, about, &signal);
+        }
         Signal::BlocksChanged { user } => inner.blocks_changed(user),
         Signal::RoomAdded {
             user,
@@ -237,18 +273,26 @@ async fn handle(inner: &Arc<Inner>, signal: Signal, delivery: &mut Delivery) {
     delivery.went_on().await;
 }
 
+fn about(fact: Fact, person: UserId, audience: Audience) -> About {
+    About {
+        fact,
+        person,
+        audience,
+    }
+}
+
 fn broadcast(
     inner: &Inner,
     room: carillon_domain::RoomId,
     signal: &Signal,
-    person: UserId,
+    about: About,
     own: Own,
 ) {
     let rooms = inner.rooms_of(room);
     if rooms.has_followers(room)
         && let Some(frame) = wire::signal(signal)
     {
-        rooms.broadcast(room, &frame, person, own);
+        rooms.broadcast(room, &frame, about, own);
     }
 }
 

@@ -11,7 +11,7 @@
 //! - `catch_up`: reading from the log: gaps of rooms, and what one socket missed.
 //! - `writers`: waking the sockets that an event went to.
 //! - `leases`: presence of the connected devices.
-//! - `hidden`: whose presence and typing a socket doesn't get.
+//! - `hidden`: whose presence, typing and receipts a socket doesn't get.
 
 mod catch_up;
 mod hidden;
@@ -56,7 +56,7 @@ use self::{
     hidden::Watched,
     lane::Lane,
     leases::Leases,
-    rooms::{Attach, Hold, RoomTable},
+    rooms::{About, Attach, Hold, RoomTable},
 };
 use crate::{
     metrics,
@@ -542,10 +542,12 @@ impl Inner {
     }
 
     /// Tells people that a contact's presence changed.
-    fn contact_presence(&self, to: &[UserId], person: UserId, signal: &Signal) {
+    fn contact_presence(&self, to: &[UserId], about: About, signal: &Signal) {
         let sockets = to.iter().flat_map(|user| self.sockets_of(*user));
         let mut frame = None;
-        for socket in sockets.filter(|socket| !socket.hides(person)) {
+        let is_shown =
+            |socket: &Arc<Socket>| socket.shows(about.fact, about.person, about.audience);
+        for socket in sockets.filter(is_shown) {
             let frame = frame.get_or_insert_with(|| crate::wire::signal(signal));
             if let Some(frame) = frame {
                 socket.push_ephemeral(frame.clone());

@@ -6,7 +6,11 @@ use std::{
 };
 
 use carillon_domain::{
-    Clock, RoomId, Sequence, UserId, event::RoomEvent, signal::Topic, time::SystemClock,
+    Clock, RoomId, Sequence, UserId,
+    event::RoomEvent,
+    privacy::{Audience, Fact},
+    signal::Topic,
+    time::SystemClock,
 };
 use indexmap::IndexMap;
 use parking_lot::Mutex;
@@ -84,6 +88,14 @@ pub enum Attach {
     Refused,
 }
 
+/// What a frame tells, of whom, and to whom that person shows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct About {
+    pub fact: Fact,
+    pub person: UserId,
+    pub audience: Audience,
+}
+
 /// What a person's own sockets get of a frame about them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Own {
@@ -91,7 +103,7 @@ pub enum Own {
     Same,
     /// Nothing; others as with `Same`.
     Left,
-    /// The frame, also when they are behind; others get it whoever it is.
+    /// The frame, also when they are behind; others as with `Same`.
     Sure,
 }
 
@@ -194,20 +206,24 @@ impl RoomTable {
             .collect()
     }
 
-    /// A frame about a person for every follower, shed first by those who are behind. What it means to the person's own sockets
-    /// is another question.
-    pub fn broadcast(&self, room: RoomId, frame: &Frame, person: UserId, own: Own) {
+    /// A frame about a person for every follower who may see it, shed first by those who are behind. What it means to the person's own
+    /// sockets is another question.
+    pub fn broadcast(&self, room: RoomId, frame: &Frame, about: About, own: Own) {
         let rooms = self.0.lock();
         let Some(room) = rooms.get(&room) else {
             return;
         };
         for follower in room.followers.values() {
-            let is_own = follower.socket.user() == person;
+            let is_own = follower.socket.user() == about.person;
+            let is_shown = || {
+                let socket = &follower.socket;
+                socket.shows(about.fact, about.person, about.audience)
+            };
             match own {
                 Own::Left if is_own => {}
                 Own::Sure if is_own => follower.socket.push(frame.clone()),
-                Own::Same | Own::Left if follower.socket.hides(person) => {}
-                _ => follower.socket.push_ephemeral(frame.clone()),
+                _ if is_shown() => follower.socket.push_ephemeral(frame.clone()),
+                _ => {}
             }
         }
     }

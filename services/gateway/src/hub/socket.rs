@@ -7,7 +7,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use carillon_domain::{RoomId, UserId, account::Identity, presence::PresenceState};
+use carillon_domain::{
+    RoomId, UserId,
+    account::Identity,
+    presence::PresenceState,
+    privacy::{Audience, Fact},
+};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -160,14 +165,14 @@ impl Socket {
         *self.presence.lock() = state;
     }
 
-    /// What is hidden from it.
+    /// What decides what it gets of others.
     pub fn hidden(&self) -> &HiddenPeople {
         &self.hidden
     }
 
-    /// Whether it gets no presence and typing of a person.
-    pub fn hides(&self, person: UserId) -> bool {
-        person != self.user && self.hidden.contains(person)
+    /// Whether it is told a fact of a person who shows it to this audience.
+    pub fn shows(&self, fact: Fact, person: UserId, audience: Audience) -> bool {
+        person == self.user || self.hidden.shows(fact, person, audience)
     }
 
     // === the queue ===

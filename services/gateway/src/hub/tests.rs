@@ -9,8 +9,10 @@ use carillon_domain::{
     account::Identity,
     event::EventBody,
     presence::PresenceState,
+    privacy::{Audience, Fact},
     room::Role,
     services::{MessageService, PeopleService},
+    settings::SettingsChange,
     signal::{Activity, Signal, Topic},
 };
 use serde_json::Value;
@@ -70,6 +72,7 @@ async fn settled(town: &Town, room: RoomId, socket: &Socket) {
         user: UserId(uuid::Uuid::nil()),
         sequence: Sequence(1),
         time: carillon_domain::Timestamp(0),
+        audience: Audience::Everyone,
     };
     town.publish(Topic::of_room(room), &signal);
     while next(socket).await["type"] != "messages_read" {}
@@ -432,6 +435,7 @@ async fn read_marks_are_shed_first() {
             user: bob.user,
             sequence: Sequence(n),
             time: carillon_domain::Timestamp(0),
+            audience: Audience::Everyone,
         };
         town.publish(Topic::of_room(room), &read);
         assert_eq!(next(quick.socket()).await["type"], "messages_read");
@@ -1033,25 +1037,34 @@ fn online(room: RoomId, user: UserId) -> Signal {
         user,
         state: PresenceState::Online,
         last_seen: None,
+        audience: Audience::Everyone,
     }
+}
+
+/// Whether a socket would be told the presence of a person who shows it to everyone.
+fn sees(connection: &Connection, person: UserId) -> bool {
+    let socket = connection.socket();
+    socket.shows(Fact::Presence, person, Audience::Everyone)
 }
 
 /// The types of frames that came up to now, without the marks that this makes to know.
 async fn heard(town: &Town, room: RoomId, socket: &Socket) -> Vec<String> {
     static MARKS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
-    let last = MARKS.fetch_add(1, Ordering::Relaxed);
-    let nobody = UserId(uuid::Uuid::nil());
+    const FIRST: u64 = 1 << 40;
+    let last = FIRST + MARKS.fetch_add(1, Ordering::Relaxed);
+    // One's own are never hidden.
     let mark = Signal::Read {
         room,
-        user: nobody,
+        user: socket.user(),
         sequence: Sequence(last),
         time: carillon_domain::Timestamp(0),
+        audience: Audience::Everyone,
     };
     town.publish(Topic::of_room(room), &mark);
     let mut heard = Vec::new();
     loop {
         let frame = next(socket).await;
-        if frame["payload"]["user_id"] != nobody.to_string() {
+        if frame["type"] != "messages_read" || sequence(&frame) < FIRST {
             heard.push(frame["type"].as_str().unwrap().to_owned());
         } else if sequence(&frame) == last {
             return heard;
@@ -1059,10 +1072,10 @@ async fn heard(town: &Town, room: RoomId, socket: &Socket) -> Vec<String> {
     }
 }
 
-/// PRES-03, USER-05: in a shared room neither gets the other's presence and typing while there is a block; others do, and what is
-/// written is the room's.
+/// PRES-03, USER-05: in a shared room neither gets the other's presence, typing and receipts while there is a block; others do, and
+/// what is written is the room's.
 #[tokio::test]
-async fn a_block_hides_presence_and_typing() {
+async fn a_block_hides_presence_typing_and_receipts() {
     let town = Town::new();
     let (ann, bob, zoe) = (somebody(), somebody(), somebody());
     let room = town.room(&[ann.user, bob.user, zoe.user]);
@@ -1081,13 +1094,14 @@ async fn a_block_hides_presence_and_typing() {
             user,
             sequence,
             time,
+            audience: Audience::Everyone,
         };
         town.publish(Topic::of_room(room), &read);
     };
     let all = ["typing", "user_online", "messages_read"];
     for (person, peer) in [(&ann, &b), (&bob, &a)] {
         tell(person.user);
-        assert_eq!(heard(&town, room, peer.socket()).await, all[2..]);
+        assert_eq!(heard(&town, room, peer.socket()).await, all[3..]);
         assert_eq!(heard(&town, room, z.socket()).await, all);
         let own = if person.user == ann.user { &a } else { &b };
         let own = heard(&town, room, own.socket()).await;
@@ -1096,7 +1110,7 @@ async fn a_block_hides_presence_and_typing() {
 
     town.unblock(bob.user, ann.user).await.unwrap();
     until("the block has ended", || {
-        !b.socket().hides(ann.user) && !a.socket().hides(bob.user)
+        sees(&b, ann.user) && sees(&a, bob.user)
     })
     .await;
     for (person, peer) in [(&ann, &b), (&bob, &a)] {
@@ -1109,10 +1123,62 @@ async fn a_block_hides_presence_and_typing() {
 
     town.block(ann.user, bob.user).await.unwrap();
     until("the block is known on every socket", || {
-        b.socket().hides(ann.user) && a.socket().hides(bob.user)
+        !sees(&b, ann.user) && !sees(&a, bob.user)
     })
     .await;
-    assert!(!z.socket().hides(ann.user));
+    assert!(sees(&z, ann.user));
+}
+
+/// USER-06: who shows receipts to contacts only is seen by those, who hides their own sees nobody's, and all of it follows changes; one's
+/// own devices get the mark whatever is hidden.
+#[tokio::test]
+async fn receipts_are_told_to_whom_they_are_shown() {
+    let town = Town::new();
+    let (ann, bob, zoe) = (somebody(), somebody(), somebody());
+    let room = town.room(&[ann.user, bob.user, zoe.user]);
+    town.put_contact(ann.user, bob.user).await.unwrap();
+    let hub = hub(&town, &options()).await;
+    let a = follow(&hub, ann, &[]).await;
+    let b = follow(&hub, bob, &[]).await;
+    let z = follow(&hub, zoe, &[]).await;
+    let tell = |audience| {
+        let read = Signal::Read {
+            room,
+            user: ann.user,
+            sequence: Sequence(1),
+            time: carillon_domain::Timestamp(0),
+            audience,
+        };
+        town.publish(Topic::of_room(room), &read);
+    };
+    let read = ["messages_read"];
+    for (audience, of_bob, of_zoe) in [
+        (Audience::Everyone, &read[..], &read[..]),
+        (Audience::Contacts, &read[..], &[]),
+        (Audience::Nobody, &[], &[]),
+    ] {
+        tell(audience);
+        assert_eq!(heard(&town, room, b.socket()).await, of_bob);
+        assert_eq!(heard(&town, room, z.socket()).await, of_zoe);
+        assert_eq!(heard(&town, room, a.socket()).await, read);
+    }
+    for (audience, is_shown) in [
+        (Audience::Nobody, false),
+        (Audience::Contacts, false),
+        (Audience::Everyone, true),
+    ] {
+        let change = SettingsChange {
+            read_receipts: Some(audience),
+            ..SettingsChange::default()
+        };
+        town.change_settings(bob.user, change).await.unwrap();
+        let told = |connection: &Connection| {
+            let socket = connection.socket();
+            socket.shows(Fact::Receipts, ann.user, Audience::Everyone)
+        };
+        until("the change is known", || told(&b) == is_shown).await;
+        assert!(told(&z) && sees(&b, ann.user));
+    }
 }
 
 /// PRES-03: a contact's presence comes without a room, encoded once for all who are told, and not to whom it is hidden from.
@@ -1132,6 +1198,7 @@ async fn contacts_are_told_without_a_room() {
             user: ann.user,
             state: PresenceState::Away,
             last_seen: None,
+            audience: Audience::Everyone,
         };
         town.publish(Topic::of_user(contact), &signal);
     }
@@ -1145,7 +1212,7 @@ async fn contacts_are_told_without_a_room() {
     }
     // Another block of hers comes over the same topic, and later.
     town.block(eve.user, bob.user).await.unwrap();
-    until("a later signal", || e.socket().hides(bob.user)).await;
+    until("a later signal", || !sees(&e, bob.user)).await;
     assert_eq!(heard(&town, rooms[1], e.socket()).await, [""; 0]);
 }
 
@@ -1167,7 +1234,7 @@ async fn a_block_that_was_only_announced_is_noticed() {
     })
     .await;
     town.blocks.lock().insert((ann.user, bob.user));
-    until("it is read again", || b.socket().hides(ann.user)).await;
+    until("it is read again", || !sees(&b, ann.user)).await;
 }
 
 /// USER-05: what the bus lost is looked up, and so is what is told to somebody else's sockets only.
@@ -1177,10 +1244,10 @@ async fn a_lost_signal_about_a_block_is_made_up_for() {
     let (ann, bob) = (somebody(), somebody());
     let hub = hub(&town, &options()).await;
     let b = follow(&hub, bob, &[]).await;
-    assert!(!b.socket().hides(ann.user));
+    assert!(sees(&b, ann.user));
     town.blocks.lock().insert((ann.user, bob.user));
     town.bus.lose();
-    until("the block is known", || b.socket().hides(ann.user)).await;
+    until("the block is known", || !sees(&b, ann.user)).await;
 }
 
 /// USER-05, promise 8: while nobody can say what is hidden, nobody's presence is shown; the socket works, and it heals.
@@ -1196,15 +1263,15 @@ async fn until_blocks_are_known_nobody_is_shown() {
     town.say(room, ann.user, "3");
     assert_eq!(next(b.socket()).await["type"], "new_message");
     town.people_down.store(false, Ordering::Relaxed);
-    until("it heals", || !b.socket().hides(ann.user)).await;
+    until("it heals", || sees(&b, ann.user)).await;
 
     town.people_down.store(true, Ordering::Relaxed);
     town.tell_blocks(&[bob.user]);
     until("a change that can't be read hides everybody", || {
-        b.socket().hides(UserId::new())
+        !sees(&b, UserId::new())
     })
     .await;
-    assert!(!b.socket().hides(bob.user), "except oneself");
+    assert!(sees(&b, bob.user), "except oneself");
     town.people_down.store(false, Ordering::Relaxed);
-    until("it heals again", || !b.socket().hides(ann.user)).await;
+    until("it heals again", || sees(&b, ann.user)).await;
 }

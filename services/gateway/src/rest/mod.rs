@@ -10,6 +10,7 @@ mod messages;
 mod outside;
 mod people;
 mod rooms;
+mod settings;
 
 use axum::{
     Router,
@@ -88,6 +89,14 @@ fn api() -> Router<App> {
             get(auth::me)
                 .patch(account::change_profile)
                 .delete(account::erase),
+        )
+        .route(
+            "/users/me/privacy",
+            get(settings::privacy).patch(settings::change_privacy),
+        )
+        .route(
+            "/users/me/settings",
+            get(settings::settings).patch(settings::change_settings),
         )
         .route("/users/search", get(account::search))
         .route("/auth/sessions", get(auth::sessions))

@@ -377,6 +377,7 @@ pub fn signal(signal: &Signal) -> Option<Frame> {
             user,
             state,
             last_seen,
+            ..
         } => Some(presence_frame(Some(room), user, state, last_seen)),
         Signal::ContactPresence {
             user,
@@ -389,12 +390,14 @@ pub fn signal(signal: &Signal) -> Option<Frame> {
             user,
             sequence,
             time,
+            ..
         } => Some(mark_frame("messages_read", room, user, sequence, time)),
         Signal::Delivered {
             room,
             user,
             sequence,
             time,
+            ..
         } => Some(mark_frame("message_delivered", room, user, sequence, time)),
         _ => None,
     }

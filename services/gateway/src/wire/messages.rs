@@ -8,9 +8,11 @@ use carillon_domain::{
     people::Related,
     ports::{Reached, ReadMark, Receipt, Restricted},
     presence::{Presence, PresenceState},
+    privacy::{Audience, Privacy},
     room::{Member, Restrictions, Role, Room, RoomKind, RoomRules},
     security::{SecurityEvent, SecurityEventKind},
     services::{RoomSummary, RoomView},
+    settings::{Notify, Settings, Theme},
 };
 use serde::Serialize;
 use uuid::Uuid;
@@ -50,6 +52,44 @@ impl From<User> for UserJson {
             bio: user.about.bio,
             status: user.about.status,
             created_at: user.created_at.into(),
+        }
+    }
+}
+
+/// To whom the caller shows what.
+#[derive(Serialize, Debug)]
+pub struct PrivacyJson {
+    pub last_seen: Audience,
+    pub profile_photo: Audience,
+    pub read_receipts: Audience,
+}
+
+impl From<Privacy> for PrivacyJson {
+    fn from(privacy: Privacy) -> Self {
+        Self {
+            last_seen: privacy.last_seen,
+            profile_photo: privacy.profile_photo,
+            read_receipts: privacy.read_receipts,
+        }
+    }
+}
+
+/// What else the caller set.
+#[derive(Serialize, Debug)]
+pub struct SettingsJson {
+    pub notifications: Notify,
+    pub muted_until: Option<Time>,
+    pub theme: Theme,
+    pub language: Option<String>,
+}
+
+impl From<Settings> for SettingsJson {
+    fn from(settings: Settings) -> Self {
+        Self {
+            notifications: settings.notifications,
+            muted_until: settings.muted_until.map(Into::into),
+            theme: settings.theme,
+            language: settings.language,
         }
     }
 }

@@ -66,6 +66,36 @@ pub struct ProfilePatch {
     pub status: Option<String>,
 }
 
+/// What to change of to whom one shows what; what is absent stays.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrivacyPatch {
+    pub last_seen: Option<String>,
+    pub profile_photo: Option<String>,
+    pub read_receipts: Option<String>,
+}
+
+/// What to change of one's other settings (a JSON merge patch, RFC 7396): `null` takes away an end or a language.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SettingsPatch {
+    pub notifications: Option<String>,
+    #[serde(default, deserialize_with = "some_or_null")]
+    pub muted_until: Option<Option<Time>>,
+    pub theme: Option<String>,
+    #[serde(default, deserialize_with = "some_or_null")]
+    pub language: Option<Option<String>>,
+}
+
+/// What is absent isn't what is `null`.
+fn some_or_null<'de, T, D>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    Option::deserialize(deserializer).map(Some)
+}
+
 /// `null` is the empty text.
 fn text_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Option::deserialize(deserializer).map(|text: Option<String>| Some(text.unwrap_or_default()))
