@@ -17,5 +17,5 @@ mod web_push;
 
 pub use fcm::ServiceAccount;
 pub use options::{FcmOptions, NotificationOptions, OptionsError, WebPushOptions};
-pub use service::NotificationRole;
+pub use service::{NotificationPorts, NotificationRole};
 pub use web_push::VapidKey;

@@ -47,6 +47,24 @@ const UNANSWERED: u64 = 10;
 /// When one of our own stores isn't there.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
+/// What the role needs.
+pub struct NotificationPorts {
+    /// Where pushes go.
+    pub targets: Arc<dyn PushTargetStore>,
+    /// For who sees whose name.
+    pub people: Arc<dyn PeopleStore>,
+    /// For who wants which pushes.
+    pub settings: Arc<dyn SettingsStore>,
+    /// What is to be pushed.
+    pub queue: Arc<dyn PushQueue>,
+    /// Counters and claims.
+    pub ephemeral: Arc<dyn Ephemeral>,
+    /// Which devices are still logged in: no other gets a push.
+    pub sessions: Arc<dyn SessionStore>,
+    /// The present.
+    pub clock: Arc<dyn Clock>,
+}
+
 /// The notification role.
 pub struct NotificationRole {
     targets: Arc<dyn PushTargetStore>,
@@ -66,31 +84,24 @@ pub struct NotificationRole {
 // === impl NotificationRole ===
 
 impl NotificationRole {
-    /// Opens no connection yet. `settings` and `people` say who wants which pushes, and sees whose name; `sessions` which
-    /// devices are still logged in: no other gets a push.
+    /// Opens no connection yet.
     pub fn new(
-        targets: Arc<dyn PushTargetStore>,
-        people: Arc<dyn PeopleStore>,
-        settings: Arc<dyn SettingsStore>,
-        queue: Arc<dyn PushQueue>,
-        ephemeral: Arc<dyn Ephemeral>,
-        sessions: Arc<dyn SessionStore>,
-        clock: Arc<dyn Clock>,
+        ports: NotificationPorts,
         options: NotificationOptions,
     ) -> std::result::Result<Self, OptionsError> {
         Ok(Self {
-            targets,
-            people,
-            settings,
-            clock: clock.clone(),
-            queue,
-            ephemeral,
-            sessions,
+            targets: ports.targets,
+            people: ports.people,
+            settings: ports.settings,
+            clock: ports.clock.clone(),
+            queue: ports.queue,
+            ephemeral: ports.ephemeral,
+            sessions: ports.sessions,
             pushes_per_user: options.pushes_per_user_and_minute,
             // FCM may need two requests.
             under_way: 2 * options.request_timeout + Duration::from_secs(10),
             deliveries_at_once: options.deliveries_at_once.max(1),
-            providers: Providers::new(options, clock)?,
+            providers: Providers::new(options, ports.clock)?,
         })
     }
 

@@ -36,7 +36,8 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
-    FcmOptions, NotificationOptions, NotificationRole, ServiceAccount, VapidKey, WebPushOptions,
+    FcmOptions, NotificationOptions, NotificationPorts, NotificationRole, ServiceAccount, VapidKey,
+    WebPushOptions,
 };
 
 /// Made for these tests; opens nothing.
@@ -300,17 +301,16 @@ fn role(
     clock: &Arc<TestClock>,
     options: NotificationOptions,
 ) -> Arc<NotificationRole> {
-    let role = NotificationRole::new(
-        stores.push_targets.clone(),
-        stores.people.clone(),
-        stores.settings.clone(),
-        stores.push_queue.clone(),
-        stores.ephemeral.clone(),
-        stores.sessions.clone(),
-        clock.clone(),
-        options,
-    );
-    Arc::new(role.unwrap())
+    let ports = NotificationPorts {
+        targets: stores.push_targets.clone(),
+        people: stores.people.clone(),
+        settings: stores.settings.clone(),
+        queue: stores.push_queue.clone(),
+        ephemeral: stores.ephemeral.clone(),
+        sessions: stores.sessions.clone(),
+        clock: clock.clone(),
+    };
+    Arc::new(NotificationRole::new(ports, options).unwrap())
 }
 
 fn identity() -> Identity {

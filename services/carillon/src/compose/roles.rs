@@ -29,7 +29,8 @@ use carillon_gateway::{Gateway, GatewayOptions, Services};
 use carillon_media::{MediaOptions, MediaRole};
 use carillon_message::{MessageOptions, MessagePorts, MessageRole, Ownership};
 use carillon_notification::{
-    FcmOptions, NotificationOptions, NotificationRole, ServiceAccount, VapidKey, WebPushOptions,
+    FcmOptions, NotificationOptions, NotificationPorts, NotificationRole, ServiceAccount, VapidKey,
+    WebPushOptions,
 };
 use carillon_presence::{PresenceOptions, PresenceRole};
 use carillon_rpc::{RoleNames, Tls};
@@ -144,14 +145,9 @@ pub fn auth(
 }
 
 /// Goes on with erasures of accounts that were cut off, until the stop.
-pub fn erasing_accounts(
-    auth: Arc<Auth>,
-    stop: CancellationToken,
-) -> impl Future<Output = Result<(), Infallible>> + Send {
-    async move {
-        stop.run_until_cancelled(auth.erase_pending()).await;
-        Ok(())
-    }
+pub async fn erasing_accounts(auth: Arc<Auth>, stop: CancellationToken) -> Result<(), Infallible> {
+    stop.run_until_cancelled(auth.erase_pending()).await;
+    Ok(())
 }
 
 /// Removes uploads of people whose accounts are erased, until the stop.
@@ -248,17 +244,17 @@ pub fn notification(
     queue: Arc<dyn PushQueue>,
 ) -> Result<Arc<NotificationRole>, Failure> {
     let options = notification_options(config)?;
-    let role = NotificationRole::new(
-        wide.push_targets.clone(),
-        wide.people.clone(),
-        wide.settings.clone(),
+    let ports = NotificationPorts {
+        targets: wide.push_targets.clone(),
+        people: wide.people.clone(),
+        settings: wide.settings.clone(),
         queue,
-        fast.ephemeral.clone(),
-        fast.sessions.clone(),
-        clock(),
-        options,
-    )
-    .map_err(|error| Failure::usage(format!("spec.notification: {error}")))?;
+        ephemeral: fast.ephemeral.clone(),
+        sessions: fast.sessions.clone(),
+        clock: clock(),
+    };
+    let role = NotificationRole::new(ports, options)
+        .map_err(|error| Failure::usage(format!("spec.notification: {error}")))?;
     Ok(Arc::new(role))
 }
 
