@@ -43,6 +43,9 @@ const SETTLED_INTERVAL: Duration = Duration::from_secs(60);
 const SETTLED_SHARE: Duration = Duration::from_millis(250);
 /// Between two looks at a cluster that isn't as ordered: the reasons why a pod doesn't start are not watched.
 const UNSETTLED_INTERVAL: Duration = Duration::from_secs(5);
+/// After the pass with which an upgrade ended: the next one takes away what it might have gone back to, and nothing else may come
+/// that makes it begin.
+const UPGRADED_INTERVAL: Duration = Duration::from_millis(200);
 /// After a failed reconcile.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a failed migration is left to be looked at before it is tried again.
@@ -119,11 +122,17 @@ async fn reconcile_current(
         return Ok(Action::await_change());
     }
     let (seen, changes, failure) = pass(context, &cluster).await?;
+    let was_upgrading = cluster
+        .status
+        .iter()
+        .flat_map(|status| &status.upgrade)
+        .any(|upgrade| upgrade.step.is_under_way());
     let status = status(&seen, cluster.status.as_ref(), Time(Timestamp::now()));
     publish_changes(context, &cluster.metadata, &changes).await;
     write_status(context, &cluster.metadata, cluster.status.as_ref(), status).await?;
     match failure {
         Some(error) => Err(error),
+        None if was_upgrading && seen.is_settled() => Ok(Action::requeue(UPGRADED_INTERVAL)),
         None if (seen.is_settled() && !seen.rotating) || seen.paused => {
             Ok(Action::requeue(settled_interval(context.prober.clusters())))
         }

@@ -71,7 +71,8 @@ func text(args starlark.Tuple) string {
 }
 
 func helm(args starlark.Tuple, kwargs []starlark.Tuple) (starlark.Value, error) {
-	line := []string{"helm", "template", "--include-crds", "--kube-version", "1.34.0"}
+	// Tilt leaves out the pods of `helm test`.
+	line := []string{"helm", "template", "--include-crds", "--skip-tests", "--kube-version", "1.34.0"}
 	name := "chart"
 	for _, pair := range kwargs {
 		key := string(pair[0].(starlark.String))
