@@ -30,6 +30,7 @@ coredns_dir() { echo "$CARILLON_CACHE/coredns-$(made_from "$TESTBED"/tools/cored
 helm_dir() { echo "$CARILLON_CACHE/helm-$(made_from "$TESTBED"/tools/helm/{go.mod,go.sum})"; }
 prometheus_dir() { echo "$CARILLON_CACHE/prometheus-$(made_from "$TESTBED"/tools/prometheus/{go.mod,go.sum})"; }
 tiltfile_dir() { echo "$CARILLON_CACHE/tiltfile-$(made_from "$TESTBED"/tools/tiltfile/{go.mod,go.sum,main.go})"; }
+smtp_dir() { echo "$CARILLON_CACHE/smtp-$(made_from "$TESTBED"/tools/smtp/{requirements.txt,server.py})"; }
 cassandra_dir() { echo "$CARILLON_CACHE/cassandra-$(made_from "$TESTBED/tools/cassandra/pom.xml")"; }
 
 # needs DIR: the folder that install should have made.

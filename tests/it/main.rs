@@ -13,6 +13,7 @@ mod faults;
 mod grpc;
 mod layout;
 mod limits;
+mod mail;
 mod monitoring;
 mod moves;
 mod people;
