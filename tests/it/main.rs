@@ -9,6 +9,7 @@ mod bad_input;
 mod cluster;
 mod docs;
 mod embedded;
+mod erasure;
 mod faults;
 mod grpc;
 mod layout;

@@ -13,5 +13,6 @@ mod observe;
 pub mod rabbitmq;
 pub mod redis;
 pub mod scylla;
+pub mod sealed;
 
 pub use login::{Login, UserPassword};

@@ -7,6 +7,7 @@ use carillon_adapters::{
     embedded::{self, Options, Stores},
     limits::MemoryLimiter,
     object,
+    sealed::Sealed,
 };
 use carillon_domain::{
     Clock, ErrorCode, RoomId, Sequence, Timestamp, UserId,
@@ -52,6 +53,13 @@ async fn room_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sealed_room_log() {
+    let (stores, _folder) = fresh();
+    let sealed = Sealed::new(stores.log, stores.person_keys);
+    conformance::room_log::all(Arc::new(sealed)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn push_queue() {
     let (stores, _folder) = fresh();
     conformance::push_queue::all(stores.push_queue).await;
@@ -67,6 +75,12 @@ async fn push_targets() {
 async fn security() {
     let (stores, _folder) = fresh();
     conformance::security::all(stores.security).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn person_keys() {
+    let (stores, _folder) = fresh();
+    conformance::person_keys::all(stores.person_keys).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -140,6 +140,9 @@ pub enum EventBody {
     Left {
         /// Who.
         user: UserId,
+        /// Their account was erased, and with it everything that they wrote.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        erased: bool,
     },
     /// Somebody was asked to join.
     Invited {
@@ -182,10 +185,18 @@ pub enum EventBody {
 }
 
 impl EventBody {
+    /// Somebody left, or was removed.
+    pub fn left(user: UserId) -> Self {
+        Self::Left {
+            user,
+            erased: false,
+        }
+    }
+
     /// Whom it makes no member any more, whether or not they were one.
     pub fn removes(&self) -> Option<UserId> {
         match self {
-            Self::Left { user } | Self::Banned { user } => Some(*user),
+            Self::Left { user, .. } | Self::Banned { user } => Some(*user),
             _ => None,
         }
     }
@@ -194,7 +205,7 @@ impl EventBody {
     pub fn concerns(&self) -> Option<UserId> {
         match self {
             Self::Joined { user, .. }
-            | Self::Left { user }
+            | Self::Left { user, .. }
             | Self::Invited { user }
             | Self::Banned { user }
             | Self::Unbanned { user }

@@ -18,6 +18,7 @@ pub mod ports;
 pub mod presence;
 pub mod push;
 pub mod room;
+pub mod seal;
 pub mod security;
 pub mod services;
 pub mod signal;

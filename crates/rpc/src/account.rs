@@ -205,6 +205,18 @@ impl server::AccountService for AccountServer {
         })
         .await
     }
+
+    async fn erase_account(
+        &self,
+        request: Request<pb::EraseAccountRequest>,
+    ) -> Result<Response<pb::EraseAccountResponse>, Status> {
+        handle(request, |caller, erase| async move {
+            let who = caller.identity()?;
+            self.service.erase(&who, erase.password).await?;
+            Ok(pb::EraseAccountResponse {})
+        })
+        .await
+    }
 }
 
 // === client ===
@@ -419,6 +431,19 @@ impl AccountService for AccountClient {
                 For::Nobody,
                 request,
                 |mut c, r| async move { c.reset_password(r).await },
+            )
+            .await?;
+        Ok(())
+    }
+
+    async fn erase(&self, who: &Identity, password: Option<String>) -> Result<()> {
+        let request = pb::EraseAccountRequest { password };
+        self.rpc
+            .call(
+                "EraseAccount",
+                For::Identity(who),
+                request,
+                |mut c, r| async move { c.erase_account(r).await },
             )
             .await?;
         Ok(())

@@ -192,4 +192,9 @@ impl AccountService for Auth {
     async fn reset_password(&self, token: &str, new: String, client: ClientInfo) -> Result<()> {
         self.set_forgotten_password(token, new, client).await
     }
+
+    #[tracing::instrument(name = "auth.erase", skip_all)]
+    async fn erase(&self, who: &Identity, password: Option<String>) -> Result<()> {
+        self.erase_own(who, password).await
+    }
 }

@@ -7,6 +7,7 @@
 //! [`OtpProvider`] and a [`Mailer`] that are handed in: [`Twilio`] and [`Smtp`] open the only connections.
 
 mod changes;
+mod erase;
 mod history;
 mod keys;
 mod letters;

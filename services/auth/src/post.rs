@@ -75,6 +75,11 @@ pub(crate) enum Purpose {
     Reset,
 }
 
+impl Purpose {
+    /// All, to forget them.
+    pub const ALL: [Self; 2] = [Self::Confirm, Self::Reset];
+}
+
 /// What is kept of the last token of a person for a purpose.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Pending {

@@ -13,8 +13,8 @@ use carillon_domain::{
     account::{Account, ClientInfo, Identity, Session, SessionView, Tokens, User},
     network_of,
     ports::{
-        AccountStore, Bus, Ephemeral, PeopleIndex, PeopleStore, PushTargetStore, Rotation,
-        SecurityLog, SessionStore,
+        AccountStore, Bus, Ephemeral, PeopleIndex, PeopleStore, PersonKeys, PushTargetStore,
+        Rotation, SecurityLog, SessionStore,
     },
     security::SecurityEventKind,
     services::{AuthService, Login, NewAccount},
@@ -131,6 +131,8 @@ pub struct Ports {
     pub people_index: Arc<dyn PeopleIndex>,
     /// What happened to accounts.
     pub security: Arc<dyn SecurityLog>,
+    /// Keys of people, and who is being erased.
+    pub person_keys: Arc<dyn PersonKeys>,
     /// Which devices get pushes.
     pub push_targets: Arc<dyn PushTargetStore>,
     /// Sessions and the deny-list.
@@ -553,7 +555,7 @@ impl Auth {
 
     /// Ends the session of the caller's own device; what it was. The session goes first: until all is done the caller's
     /// token still works, so that a failed call can be made again.
-    async fn end_own(&self, who: &Identity) -> Result<Option<Session>> {
+    pub(crate) async fn end_own(&self, who: &Identity) -> Result<Option<Session>> {
         let sessions = self.ports.sessions.as_ref();
         let session = sessions.remove(who.user, who.device).await?;
         self.deny(who.device, session.as_ref()).await?;

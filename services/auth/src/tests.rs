@@ -145,6 +145,7 @@ impl World {
             people: stores.people.clone(),
             people_index: stores.people_index.clone(),
             security: stores.security.clone(),
+            person_keys: stores.person_keys.clone(),
             push_targets: stores.push_targets.clone(),
             sessions: sessions.clone(),
             ephemeral: stores.ephemeral.clone(),

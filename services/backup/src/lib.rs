@@ -5,9 +5,11 @@
 //! all of a backup and puts it into an empty store; [`list`], [`verify`] and [`prune`] keep a place of backups. The layout is in
 //! [`Manifest`], the promises are in `docs/backup.md`.
 //!
-//! It doesn't save what ends by itself: sessions, leases, codes, waiting pushes. It knows no key, and encrypts nothing: a backup is as
-//! secret as the store.
+//! What belongs to one person is sealed with their key, and the keys lie beside it: whoever is erased is taken out of older backups by
+//! [`forget`]. Against strangers that is no protection: a backup is as secret as the store. It doesn't save what ends by itself: sessions,
+//! leases, codes, waiting pushes.
 
+mod keys;
 mod manifest;
 mod read;
 mod record;
@@ -17,9 +19,10 @@ mod restore;
 mod tests;
 mod write;
 
-pub use manifest::{Chunk, Counts, FORMAT, Manifest, MediaBytes};
+pub use keys::forget;
+pub use manifest::{Chunk, Counts, FORMAT, KeyObject, Manifest, MediaBytes};
 pub use read::{Source, save};
-pub use record::{Record, Section};
+pub use record::{Record, SealedKind, SealedMedia, Section};
 pub use repository::{Entry, Keep, find, list, prune, verify};
 pub use restore::{Target, restore};
 pub use write::{Options, Sink, Writer};

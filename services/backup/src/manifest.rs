@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! <place>/<backup>/rooms-000001.ndjson.zst    chunks: a record a line (JSON), compressed (zstd)
-//! <place>/<backup>/media/<id>                 the bytes of an upload
+//! <place>/<backup>/media/<id>                 the bytes of an upload, sealed with its owner's key
+//! <place>/<backup>/keys-000001.json           keys of people: what is sealed, and content of messages, opens with them only.
+//!                                             The only objects that change: a key is taken out when its person is erased
 //! <place>/<backup>/manifest.json              written last: a folder without it is no backup
 //! ```
 
@@ -13,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use crate::record::Section;
 
 /// The format that this program writes; it reads this and earlier ones.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The manifest's name in its folder.
 pub(crate) const NAME: &str = "manifest.json";
@@ -43,6 +45,9 @@ pub struct Manifest {
     pub media_bytes: MediaBytes,
     /// The chunks, in the order in which they were written.
     pub chunks: Vec<Chunk>,
+    /// The objects of keys.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<KeyObject>,
     /// SHA-256 of the JSON of all that is above, hex.
     #[serde(default)]
     pub sha256: String,
@@ -78,6 +83,16 @@ pub struct Counts {
     pub media_missing: u64,
     /// Bytes of all objects but the manifest.
     pub bytes: u64,
+}
+
+/// An object of keys.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeyObject {
+    /// Its name in the backup's folder.
+    pub name: String,
+    /// People in it, those who were erased too.
+    pub people: u64,
 }
 
 /// A chunk.

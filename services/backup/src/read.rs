@@ -15,10 +15,11 @@ use carillon_domain::{
     Error, ErrorCode, Result, RoomId, Sequence, UserId,
     account::Account,
     event::RoomEvent,
+    media::Media,
     people::Relation,
     ports::{
-        AccountStore, Archive, Bounds, MediaIndex, OpenRoom, PeopleStore, PushTargetStore, Receipt,
-        RoomLog, RoomStore,
+        AccountStore, Archive, Bounds, KeyState, MediaIndex, OpenRoom, PeopleStore, PersonKey,
+        PersonKeys, PushTargetStore, Receipt, RoomLog, RoomStore,
     },
     room::{Restrictions, Room},
 };
@@ -47,6 +48,8 @@ pub struct Source {
     pub archive: Arc<dyn Archive>,
     /// Accounts.
     pub accounts: Arc<dyn AccountStore>,
+    /// Keys of people.
+    pub person_keys: Arc<dyn PersonKeys>,
     /// Contacts and blocks.
     pub people: Arc<dyn PeopleStore>,
     /// Rooms and what their logs say.
@@ -63,6 +66,7 @@ pub struct Source {
 pub async fn save(source: &Source, sink: &mut dyn Sink) -> Result<()> {
     let mut after = None;
     while let Some(users) = page(source.archive.users(after, IDS).await?, &mut after) {
+        source.keys_for(&users, sink).await?;
         let mut people = stream::iter(users)
             .map(|user| source.person(user))
             .buffered(AT_ONCE);
@@ -84,23 +88,28 @@ pub async fn save(source: &Source, sink: &mut dyn Sink) -> Result<()> {
     }
     let mut after = None;
     while let Some(ids) = page(source.archive.media(after, IDS).await?, &mut after) {
-        let mut entries = stream::iter(ids)
+        let entries: Vec<Option<Media>> = stream::iter(ids)
             .map(|id| source.media.get(id))
-            .buffered(AT_ONCE);
-        while let Some(entry) = entries.try_next().await? {
-            if let Some(media) = entry {
-                // Whoever writes it has the bytes, or not.
-                let record = Record::Media {
-                    media,
-                    bytes: false,
-                };
-                sink.take(Section::Media, record).await?;
-            }
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await?;
+        let entries: Vec<Media> = entries.into_iter().flatten().collect();
+        let owners: HashSet<UserId> = entries.iter().map(|media| media.owner).collect();
+        let owners: Vec<UserId> = owners.into_iter().collect();
+        source.keys_for(&owners, sink).await?;
+        for media in entries {
+            // Whoever writes it has the bytes, or not.
+            let record = Record::Media {
+                media,
+                bytes: false,
+            };
+            sink.take(Section::Media, record).await?;
         }
     }
     let mut after = None;
     let mut names = HashSet::new();
     while let Some(users) = page(source.archive.users(after, IDS).await?, &mut after) {
+        source.keys_for(&users, sink).await?;
         for account in source.accounts.by_ids(&users).await? {
             // Accounts aren't of one moment: a name that changed hands meanwhile would be there twice, and couldn't be restored.
             if !names_of(&account).all(|name| names.insert(name)) {
@@ -113,7 +122,16 @@ pub async fn save(source: &Source, sink: &mut dyn Sink) -> Result<()> {
                 .await?;
         }
     }
-    Ok(())
+    // Last: whoever wrote anything that was read has a key by now.
+    let mut after = None;
+    loop {
+        let keys = source.person_keys.all(after, IDS).await?;
+        let Some((last, _)) = keys.last() else {
+            return Ok(());
+        };
+        after = Some(*last);
+        sink.take(Section::Keys, Record::Keys(keys)).await?;
+    }
 }
 
 /// Hashes of an account's names, 64 bits each: a million accounts cost some tens of megabytes.
@@ -149,6 +167,28 @@ struct Begun {
 }
 
 impl Source {
+    /// Hands over the keys of people, making those that aren't there.
+    async fn keys_for(&self, users: &[UserId], sink: &mut dyn Sink) -> Result<()> {
+        let mut keys = self.person_keys.of(users).await?;
+        let known: HashSet<UserId> = keys.iter().map(|(user, _)| *user).collect();
+        let unknown: Vec<UserId> = users
+            .iter()
+            .filter(|user| !known.contains(user))
+            .copied()
+            .collect();
+        let made: Vec<(UserId, KeyState)> = stream::iter(unknown)
+            .map(|user| async move {
+                let key = PersonKey::generate()?;
+                let state = self.person_keys.put_if_absent(user, &key).await?;
+                Ok::<_, Error>((user, state))
+            })
+            .buffer_unordered(AT_ONCE)
+            .try_collect()
+            .await?;
+        keys.extend(made);
+        sink.take(Section::Keys, Record::KeysFor(keys)).await
+    }
+
     /// What belongs to a person.
     async fn person(&self, user: UserId) -> Result<Vec<(Section, Record)>> {
         let mut records = Vec::new();

@@ -1,12 +1,12 @@
 //! What a backup is made of. Stored for years: fields are only ever added, with a default.
 
 use carillon_domain::{
-    RoomId, Sequence, Timestamp, UserId,
+    MediaId, RoomId, Sequence, Timestamp, UserId,
     account::Account,
     event::RoomEvent,
     media::Media,
     people::Relation,
-    ports::{Bounds, Floor, Reached, ReadMark, Receipt},
+    ports::{Bounds, Floor, KeyState, Reached, ReadMark, Receipt},
     push::PushTarget,
     room::{Member, Restrictions, Room, Standing},
 };
@@ -28,10 +28,12 @@ pub enum Section {
     Marks,
     /// How far messages got to people.
     Receipts,
+    /// Keys of people. Never in a chunk: see [`crate::Manifest`].
+    Keys,
 }
 
 impl Section {
-    /// In the order in which they are restored: a mark is raised after the events that it could be behind, and a receipt is compared
+    /// Those that chunks have, in the order in which they are restored: a mark is raised after the events that it could be behind, and a receipt is compared
     /// with the mark.
     pub const ALL: [Self; 6] = [
         Self::Accounts,
@@ -51,6 +53,7 @@ impl Section {
             Self::Rooms => "rooms",
             Self::Marks => "marks",
             Self::Receipts => "receipts",
+            Self::Keys => "keys",
         }
     }
 }
@@ -126,6 +129,58 @@ pub enum Record {
         /// To whom, and how far.
         receipts: Vec<ReceiptRecord>,
     },
+    /// What belongs to one person, sealed with their key: unreadable once that is destroyed.
+    Sealed {
+        /// Whose.
+        user: UserId,
+        /// What.
+        of: SealedKind,
+        /// The sealed bytes of an upload, where they are in the backup.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        media: Option<SealedMedia>,
+        /// The record, as JSON; base64.
+        sealed: String,
+    },
+    /// The keys of those whom the records that follow are of. Not stored.
+    KeysFor(Vec<(UserId, KeyState)>),
+    /// Some of all keys. Stored beside the chunks.
+    Keys(Vec<(UserId, KeyState)>),
+}
+
+/// What a [`Record::Sealed`] is, for counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SealedKind {
+    /// [`Record::Account`].
+    Account,
+    /// [`Record::Media`].
+    Media,
+    /// Another one.
+    Other,
+}
+
+/// The bytes of an upload as they are in a backup.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SealedMedia {
+    /// Which.
+    pub id: MediaId,
+    /// How many, sealed.
+    pub bytes: u64,
+    /// SHA-256 of them, hex.
+    pub sha256: String,
+}
+
+impl Record {
+    /// Whose it is, if all of it belongs to one person and may go with them.
+    pub(crate) fn owner(&self) -> Option<UserId> {
+        match self {
+            Self::Account(account) => Some(account.user.id),
+            Self::PushTarget(target) => Some(target.user),
+            Self::Media { media, .. } => Some(media.owner),
+            Self::Related { user, .. } | Self::Invited { user, .. } => Some(*user),
+            _ => None,
+        }
+    }
 }
 
 /// [`Relation`] as it is stored.

@@ -2,11 +2,15 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use carillon_domain::{Error, ErrorCode, Result, Timestamp, ports::BackupStore};
+use bytes::Bytes;
+use carillon_domain::{
+    Error, ErrorCode, MediaId, Result, Timestamp, media::Media, ports::BackupStore, seal::Seal,
+};
 
 use crate::{
+    keys,
     manifest::{Chunk, Counts, MAX_CHUNK, Manifest, NAME, refused, sha256},
-    record::{Record, Section},
+    record::{Record, SealedMedia, Section},
     write::{check_media, count, media_path},
 };
 
@@ -83,12 +87,24 @@ pub async fn verify(
         counts.bytes += chunk.bytes;
         for record in read(store, manifest, chunk).await? {
             count(&mut counts, &record);
-            if let Record::Media { media, bytes: true } = &record {
-                let bytes = media_bytes(store, manifest, media).await?;
-                counts.bytes += bytes.len() as u64;
+            match &record {
+                Record::Media { media, bytes: true } => {
+                    let bytes = media_bytes(store, manifest, media, None).await?;
+                    counts.bytes += bytes.len() as u64;
+                }
+                Record::Sealed {
+                    media: Some(media), ..
+                } => {
+                    sealed_bytes(store, manifest, media).await?;
+                    counts.bytes += media.bytes;
+                }
+                _ => {}
             }
         }
         progress(done + 1);
+    }
+    for object in &manifest.keys {
+        keys::read(store, manifest, object).await?;
     }
     if counts != manifest.counts {
         return Err(refused(format!(
@@ -135,19 +151,50 @@ pub(crate) async fn read(
     Ok(records)
 }
 
-/// An upload's bytes, if they are what was uploaded.
+/// An upload's bytes as they are in the backup, if they are what was written.
+async fn sealed_bytes(
+    store: &dyn BackupStore,
+    manifest: &Manifest,
+    media: &SealedMedia,
+) -> Result<Bytes> {
+    let bytes = stored_bytes(store, manifest, media.id).await?;
+    match bytes.len() as u64 == media.bytes && sha256(&bytes) == media.sha256 {
+        true => Ok(bytes),
+        false => Err(changed_bytes(manifest, media.id)),
+    }
+}
+
+async fn stored_bytes(store: &dyn BackupStore, manifest: &Manifest, id: MediaId) -> Result<Bytes> {
+    let path = media_path(&manifest.backup, id);
+    match store.get(&path).await {
+        Err(error) if error.code == ErrorCode::NotFound => Err(refused(format!(
+            "{path} is missing: the backup can't be used"
+        ))),
+        got => got,
+    }
+}
+
+fn changed_bytes(manifest: &Manifest, id: MediaId) -> Error {
+    let path = media_path(&manifest.backup, id);
+    refused(format!(
+        "{path} was changed since it was written: the backup can't be used"
+    ))
+}
+
+/// An upload's bytes, if they are what was uploaded; `seal` opens them where they are sealed.
 pub(crate) async fn media_bytes(
     store: &dyn BackupStore,
     manifest: &Manifest,
-    media: &carillon_domain::media::Media,
-) -> Result<bytes::Bytes> {
-    let path = media_path(&manifest.backup, media.id);
-    let changed = |what: &str| refused(format!("{path} {what}: the backup can't be used"));
-    let bytes = match store.get(&path).await {
-        Err(error) if error.code == ErrorCode::NotFound => return Err(changed("is missing")),
-        got => got?,
-    };
-    check_media(media, &bytes).map_err(|()| changed("was changed since it was written"))?;
+    media: &Media,
+    seal: Option<&Seal>,
+) -> Result<Bytes> {
+    let mut bytes = stored_bytes(store, manifest, media.id).await?;
+    let changed = || changed_bytes(manifest, media.id);
+    if let Some(seal) = seal {
+        let opened = seal.open(media.id.0.as_bytes(), bytes.into());
+        bytes = opened.map_err(|_| changed())?.into();
+    }
+    check_media(media, &bytes).map_err(|()| changed())?;
     Ok(bytes)
 }
 
@@ -219,6 +266,7 @@ mod tests {
             counts: Counts::default(),
             media_bytes: MediaBytes::LeftOut,
             chunks: Vec::new(),
+            keys: Vec::new(),
             sha256: String::new(),
         }
     }

@@ -1,21 +1,24 @@
 //! Puts a backup into an empty store, after all of it was checked.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use carillon_domain::{
     Error, Result, RoomId, UserId,
     media::Media,
     names::search_terms,
     ports::{
-        AccountStore, Archive, BackupStore, BlobStore, Floor, MediaIndex, PeopleIndex, PeopleStore,
-        PushTargetStore,
+        AccountStore, Archive, BackupStore, BlobStore, Floor, KeyState, MediaIndex, PeopleIndex,
+        PeopleStore, PersonKeys, PushTargetStore,
     },
     room::{Restrictions, Standing},
+    seal::Seal,
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::mpsc;
 
 use crate::{
+    keys::{self, Keys, Seals},
     manifest::{Counts, Manifest, refused},
     record::{Record, Section, read_mark},
     repository::{media_bytes, read, verify},
@@ -36,6 +39,8 @@ pub struct Target {
     pub accounts: Arc<dyn AccountStore>,
     /// Who is found by which name; made from the accounts.
     pub people_index: Arc<dyn PeopleIndex>,
+    /// Keys of people.
+    pub person_keys: Arc<dyn PersonKeys>,
     /// Contacts and blocks.
     pub people: Arc<dyn PeopleStore>,
     /// Where pushes go.
@@ -65,14 +70,21 @@ pub async fn restore(
         media_missing: manifest.counts.media_missing,
         ..Counts::default()
     };
+    for object in &manifest.keys {
+        target
+            .keys(keys::read(store, manifest, object).await?)
+            .await?;
+    }
     let mut done = 0;
     for section in Section::ALL {
         let mut writers = Writers::start(target, store, manifest, section);
         for chunk in manifest.chunks_of(section) {
             // Checked again: it is another read.
-            for record in read(store, manifest, chunk).await? {
+            let records = read(store, manifest, chunk).await?;
+            let seals = target.seals_of(&records).await?;
+            for record in records {
                 count(&mut counts, &record);
-                writers.take(record).await?;
+                writers.open(record, &seals).await?;
             }
             done += 1;
             progress("restored", done, all);
@@ -96,7 +108,14 @@ struct Writers<'a> {
     /// Of records whose order matters.
     ordered: Vec<(mpsc::Sender<Record>, tokio::task::JoinHandle<Result<()>>)>,
     /// Of uploads, which are written here.
-    media: Vec<(Media, bool)>,
+    media: Vec<(Media, Bytes)>,
+}
+
+/// Where the bytes of an upload are.
+enum Bytes {
+    LeftOut,
+    Plain,
+    Sealed(Arc<Seal>),
 }
 
 impl<'a> Writers<'a> {
@@ -132,8 +151,30 @@ impl<'a> Writers<'a> {
         }
     }
 
-    async fn take(&mut self, record: Record) -> Result<()> {
+    /// Takes a record, opening it if it is sealed. What can't be opened is of somebody who was erased.
+    async fn open(&mut self, record: Record, seals: &Seals) -> Result<()> {
+        let Record::Sealed { user, sealed, .. } = record else {
+            return self.take(record, None).await;
+        };
+        let Some(seal) = seals.get(&user) else {
+            return Ok(());
+        };
+        let damaged = || refused("a sealed record doesn't open: the backup can't be used".into());
+        let sealed = BASE64.decode(sealed).map_err(|_| damaged())?;
+        let plain = seal
+            .open(user.0.as_bytes(), sealed)
+            .map_err(|_| damaged())?;
+        let record = serde_json::from_slice(&plain).map_err(|_| damaged())?;
+        self.take(record, Some(seal)).await
+    }
+
+    async fn take(&mut self, record: Record, seal: Option<&Arc<Seal>>) -> Result<()> {
         if let Record::Media { media, bytes } = record {
+            let bytes = match (bytes, seal) {
+                (false, _) => Bytes::LeftOut,
+                (true, None) => Bytes::Plain,
+                (true, Some(seal)) => Bytes::Sealed(seal.clone()),
+            };
             self.media.push((media, bytes));
             if self.media.len() >= AT_ONCE {
                 self.write_media().await?;
@@ -162,9 +203,14 @@ impl<'a> Writers<'a> {
             .await
     }
 
-    async fn write_upload(&self, media: Media, bytes: bool) -> Result<()> {
-        if let (Some(blobs), true) = (&self.target.blobs, bytes) {
-            let bytes = media_bytes(self.store, self.manifest, &media).await?;
+    async fn write_upload(&self, media: Media, bytes: Bytes) -> Result<()> {
+        let seal = match &bytes {
+            Bytes::Sealed(seal) => Some(&**seal),
+            _ => None,
+        };
+        let left_out = matches!(bytes, Bytes::LeftOut);
+        if let (Some(blobs), false) = (&self.target.blobs, left_out) {
+            let bytes = media_bytes(self.store, self.manifest, &media, seal).await?;
             blobs.put(media.id, bytes).await?;
         }
         self.target.media.put(&media).await
@@ -193,6 +239,8 @@ fn key(record: &Record) -> u128 {
         | Record::Marks { user, .. } => user.0.as_u128(),
         Record::PushTarget(target) => target.user.0.as_u128(),
         Record::Media { media, .. } => media.id.0.as_u128(),
+        Record::Sealed { user, .. } => user.0.as_u128(),
+        Record::KeysFor(_) | Record::Keys(_) => 0,
         Record::Room { room, .. } => room.id.0.as_u128(),
         Record::Standings { room, .. }
         | Record::Events { room, .. }
@@ -201,6 +249,41 @@ fn key(record: &Record) -> u128 {
 }
 
 impl Target {
+    /// Stores keys. Who was erased since the backup was made is erased again, once the platform runs.
+    async fn keys(&self, keys: Keys) -> Result<()> {
+        stream::iter(keys)
+            .map(Ok)
+            .try_for_each_concurrent(AT_ONCE, |(user, state)| async move {
+                match state {
+                    KeyState::Held(key) => {
+                        self.person_keys.put_if_absent(user, &key).await.map(drop)
+                    }
+                    KeyState::Destroyed(at) => {
+                        self.person_keys.begin_erasing(user, at).await?;
+                        self.person_keys.destroy(user, at).await
+                    }
+                }
+            })
+            .await
+    }
+
+    /// The seals of those whom sealed records are of.
+    async fn seals_of(&self, records: &[Record]) -> Result<Seals> {
+        let users: HashSet<UserId> = records
+            .iter()
+            .filter_map(|record| match record {
+                Record::Sealed { user, .. } => Some(*user),
+                _ => None,
+            })
+            .collect();
+        let users: Vec<UserId> = users.into_iter().collect();
+        let mut seals = Seals::new();
+        for some in users.chunks(1_000) {
+            seals.extend(keys::seals(&self.person_keys.of(some).await?)?);
+        }
+        Ok(seals)
+    }
+
     async fn write(&self, record: Record) -> Result<()> {
         match record {
             Record::Account(account) => {
@@ -238,6 +321,9 @@ impl Target {
                     self.standings(room, vec![(user, invited)]).await?;
                 }
                 Ok(())
+            }
+            Record::Sealed { .. } | Record::KeysFor(_) | Record::Keys(_) => {
+                Err(refused("a chunk has what doesn't belong there".to_owned()))
             }
             Record::Media { .. } => Err(Error::defect("an upload is written with its bytes")),
             Record::Room { room, log } => self.archive.load_room(&room, log.into()).await,

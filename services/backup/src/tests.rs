@@ -15,18 +15,20 @@ use carillon_adapters::{
         room_log::Writer as LogWriter,
     },
     embedded, object,
+    sealed::Sealed,
 };
 use carillon_domain::{
     ClientMessageId, ErrorCode, MediaId, RoomId, Sequence, Timestamp, UserId,
     event::{Draft, EventBody, Mentions, MessageType},
     media::Media,
-    ports::{BackupStore, BlobStore},
+    ports::{BackupStore, BlobStore, ErasurePart},
     room::{Role, Room, RoomKind, RoomRules},
     time::SystemClock,
 };
 
 use crate::{
-    Manifest, Options, Source, Target, Writer, find, list, manifest::sha256, restore, save, verify,
+    Manifest, Options, Source, Target, Writer, find, forget, list, manifest::sha256, restore, save,
+    verify,
 };
 
 struct Store {
@@ -55,6 +57,7 @@ impl Store {
             archive: stores.archive.clone(),
             accounts: stores.accounts.clone(),
             people_index: stores.people_index.clone(),
+            person_keys: stores.person_keys.clone(),
             people: stores.people.clone(),
             rooms: stores.rooms.clone(),
             log: stores.log.clone(),
@@ -68,6 +71,7 @@ impl Store {
         Source {
             archive: ports.archive,
             accounts: ports.accounts,
+            person_keys: ports.person_keys,
             people: ports.people,
             rooms: ports.rooms,
             log: ports.log,
@@ -82,6 +86,7 @@ impl Store {
             archive: ports.archive,
             accounts: ports.accounts,
             people_index: ports.people_index,
+            person_keys: ports.person_keys,
             people: ports.people,
             push_targets: ports.push_targets,
             media: ports.media,
@@ -258,6 +263,7 @@ async fn damage_is_named_and_nothing_is_restored() {
         .map(|chunk| chunk.name.clone())
         .collect();
     objects.push(format!("media/{id}"));
+    objects.push(manifest.keys[0].name.clone());
     for object in objects {
         let file = folder.join(&object);
         let whole = std::fs::read(&file).unwrap();
@@ -289,7 +295,7 @@ async fn damage_is_named_and_nothing_is_restored() {
     for (from, to) in [
         ("\"messages\": ", "\"messages\": 1"),
         ("\"cluster\": \"town\"", "\"cluster\": \"city\""),
-        ("\"format\": 1", "\"format\": 2"),
+        ("\"format\": 2", "\"format\": 3"),
     ] {
         std::fs::write(&file, whole.replacen(from, to, 1)).unwrap();
         let refused = find(&*store, Some(&manifest.backup)).await.unwrap_err();
@@ -345,4 +351,87 @@ async fn a_restore_may_be_repeated_and_mixes_nothing() {
     assert!(to.folder.path().join("data/store").is_dir());
     let open = from.stores.archive.peek(filled.rooms[0]).await.unwrap();
     assert!(open.head > Sequence(1_000));
+}
+
+/// AUTH-15: who is erased after a backup was made is gone from it at the next one: nothing that belongs to them comes back by it, and
+/// everybody else does, with their places.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_erased_stay_away() {
+    let (from, place) = (Store::new(), tempfile::tempdir().unwrap());
+    let filled = fill(&from.ports()).await;
+    let [ann, bob] = [filled.users[0], filled.users[1]];
+    let room = filled.rooms[0];
+    let anns = from.upload(room, ann, b"of ann").await;
+    let bobs = from.upload(room, bob, b"of bob").await;
+    let first = from.save(place.path()).await;
+
+    let keys = from.stores.person_keys.clone();
+    keys.begin_erasing(bob, Timestamp(5)).await.unwrap();
+    keys.destroy(bob, Timestamp(5)).await.unwrap();
+    let store = at(place.path());
+    let options = Options {
+        cluster: "town".into(),
+        version: "0".into(),
+        blobs: Some(from.blobs.clone()),
+    };
+    let clock = Arc::new(SystemClock);
+    let mut writer = Writer::begin(store.clone(), clock, options, |_| {}).unwrap();
+    save(&from.source(), &mut writer).await.unwrap();
+    let erased = writer.erased();
+    assert_eq!(erased.keys().collect::<Vec<_>>(), [&bob]);
+    let second = writer.end().await.unwrap();
+    assert_eq!(forget(&*store, "elsewhere", &erased).await.unwrap(), 0);
+    assert_eq!(forget(&*store, "town", &erased).await.unwrap(), 1);
+    assert_eq!(forget(&*store, "town", &erased).await.unwrap(), 0);
+
+    for manifest in [&first, &second] {
+        verify(&*store, manifest, |_| {}).await.unwrap();
+        let to = Store::new();
+        restore(&*store, manifest, &to.target(), |_, _, _| {})
+            .await
+            .unwrap();
+        let accounts = to.stores.accounts.by_ids(&filled.users).await.unwrap();
+        assert_eq!(accounts.len(), filled.users.len() - 1);
+        assert!(accounts.iter().all(|account| account.user.id != bob));
+        let media = &to.stores.media_index;
+        assert!(media.get(anns).await.unwrap().is_some());
+        assert!(media.get(bobs).await.unwrap().is_none());
+        assert!(to.blobs.get(bobs, None).await.is_err());
+        assert_eq!(&to.blobs.get(anns, None).await.unwrap()[..], b"of ann");
+        // What is left to do once it runs.
+        let waiting = to.stores.person_keys.erasing(ErasurePart::Rooms, 10).await;
+        assert_eq!(waiting.unwrap(), [bob]);
+        let open = to.stores.archive.peek(room).await.unwrap();
+        let before = from.stores.archive.peek(room).await.unwrap();
+        assert_eq!(open.head, before.head);
+    }
+}
+
+/// AUTH-15: without its key a backup holds nothing readable of a person, content of messages included.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_holds_nothing_plain() {
+    let (from, place) = (Store::new(), tempfile::tempdir().unwrap());
+    let ann = UserId::new();
+    let room = room(ann);
+    from.stores.rooms.create(&room).await.unwrap();
+    let sealed = Sealed::new(from.stores.log.clone(), from.stores.person_keys.clone());
+    let mut log = LogWriter::open(&sealed, room.id).await;
+    log.append(ann, message("a secret of hers", "c1".into()))
+        .await;
+    let upload = from.upload(room.id, ann, b"a secret of hers").await;
+    let manifest = from.save(place.path()).await;
+    let store = at(place.path());
+    let mut plain = Vec::new();
+    for chunk in &manifest.chunks {
+        let path = format!("{}/{}", manifest.backup, chunk.name);
+        let bytes = store.get(&path).await.unwrap();
+        plain.extend(zstd::bulk::decompress(&bytes, chunk.raw_bytes as usize).unwrap());
+    }
+    let path = format!("{}/media/{upload}", manifest.backup);
+    plain.extend(store.get(&path).await.unwrap());
+    let plain = String::from_utf8_lossy(&plain);
+    assert!(plain.contains(&room.id.to_string()));
+    for secret in ["a secret of hers", "a.bin"] {
+        assert!(!plain.contains(secret), "{secret}");
+    }
 }

@@ -3,19 +3,24 @@
 use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use carillon_domain::{
-    Clock, Error, ErrorCode, MediaId, Result, Timestamp,
+    Clock, Error, ErrorCode, MediaId, Result, Timestamp, UserId,
     event::EventBody,
     media::Media,
-    ports::{BackupStore, BlobStore},
+    ports::{BackupStore, BlobStore, KeyState},
+    seal::Seal,
 };
 use time::{OffsetDateTime, macros::format_description};
 use uuid::Uuid;
 
 use crate::{
-    manifest::{Chunk, Counts, FORMAT, MAX_CHUNK, Manifest, MediaBytes, NAME, refused, sha256},
-    record::{Record, Section},
+    keys::{self, Keys, Seals},
+    manifest::{
+        Chunk, Counts, FORMAT, KeyObject, MAX_CHUNK, Manifest, MediaBytes, NAME, refused, sha256,
+    },
+    record::{Record, SealedKind, SealedMedia, Section},
 };
 
 /// A chunk is closed once it has this many bytes, uncompressed.
@@ -49,6 +54,11 @@ pub struct Writer {
     began: Timestamp,
     open: HashMap<Section, Open>,
     chunks: Vec<Chunk>,
+    keys: Keys,
+    key_objects: Vec<KeyObject>,
+    /// Of those whom the next records are of.
+    seals: Seals,
+    erased: HashMap<UserId, Timestamp>,
     counts: Counts,
     progress: Box<dyn FnMut(&Counts) + Send>,
 }
@@ -76,6 +86,10 @@ impl Writer {
             began,
             open: HashMap::new(),
             chunks: Vec::new(),
+            keys: Vec::new(),
+            key_objects: Vec::new(),
+            seals: Seals::new(),
+            erased: HashMap::new(),
             counts: Counts::default(),
             progress: Box::new(progress),
         })
@@ -86,11 +100,17 @@ impl Writer {
         &self.backup
     }
 
+    /// Who was erased, and when, as far as it was read: for [`crate::forget`].
+    pub fn erased(&self) -> HashMap<UserId, Timestamp> {
+        self.erased.clone()
+    }
+
     /// Writes what is still open, then the manifest: from then on it is a backup.
     pub async fn end(mut self) -> Result<Manifest> {
         for section in Section::ALL {
             self.close(section).await?;
         }
+        self.close_keys().await?;
         let mut manifest = Manifest {
             format: FORMAT,
             backup: self.backup.clone(),
@@ -104,6 +124,7 @@ impl Writer {
                 None => MediaBytes::LeftOut,
             },
             chunks: std::mem::take(&mut self.chunks),
+            keys: std::mem::take(&mut self.key_objects),
             sha256: String::new(),
         };
         let bytes = manifest.to_bytes()?;
@@ -148,17 +169,76 @@ impl Writer {
         Ok(())
     }
 
-    /// Copies an upload's bytes, if they are to be and there are any; whether it did. They never change, and are checked against what was noted when they came.
-    async fn copy(&mut self, media: &Media) -> Result<bool> {
+    /// Writes the keys that were gathered.
+    async fn close_keys(&mut self) -> Result<()> {
+        if self.keys.is_empty() {
+            return Ok(());
+        }
+        let keys = std::mem::take(&mut self.keys);
+        let object = KeyObject {
+            name: format!("keys-{:06}.json", self.key_objects.len() + 1),
+            people: keys.len() as u64,
+        };
+        let path = keys::path(&self.backup, &object);
+        self.store.put(&path, keys::to_bytes(keys)?.into()).await?;
+        self.key_objects.push(object);
+        Ok(())
+    }
+
+    /// Gathers some of all keys.
+    async fn gather(&mut self, keys: Keys) -> Result<()> {
+        for (user, state) in &keys {
+            if let KeyState::Destroyed(at) = state {
+                self.erased.insert(*user, *at);
+            }
+        }
+        self.keys.extend(keys);
+        if self.keys.len() >= keys::PEOPLE {
+            self.close_keys().await?;
+        }
+        Ok(())
+    }
+
+    /// Seals what belongs to one person; `None` if they have been erased.
+    async fn seal(&mut self, owner: UserId, mut record: Record) -> Result<Option<Record>> {
+        let Some(seal) = self.seals.get(&owner).cloned() else {
+            return Ok(None);
+        };
+        let mut media = None;
+        let of = match &mut record {
+            Record::Account(_) => SealedKind::Account,
+            Record::Media {
+                media: upload,
+                bytes,
+            } => {
+                media = self.copy(upload, &seal).await?;
+                *bytes = media.is_some();
+                SealedKind::Media
+            }
+            _ => SealedKind::Other,
+        };
+        let plain = serde_json::to_vec(&record).map_err(Error::internal)?;
+        let sealed = seal.seal(owner.0.as_bytes(), &plain)?;
+        Ok(Some(Record::Sealed {
+            user: owner,
+            of,
+            media,
+            sealed: BASE64.encode(sealed),
+        }))
+    }
+
+    /// Copies an upload's bytes, if they are to be and there are any; how they are in the backup. They never change, and are checked
+    /// against what was noted when they came.
+    async fn copy(&mut self, media: &Media, seal: &Seal) -> Result<Option<SealedMedia>> {
         let Some(blobs) = &self.options.blobs else {
-            return Ok(false);
+            return Ok(None);
         };
         let bytes = match blobs.get(media.id, None).await {
             Ok(bytes) => bytes,
             Err(error) if error.code == ErrorCode::NotFound => {
                 self.counts.media_missing += 1;
                 tracing::warn!(media = %media.id, "an upload has no bytes; its entry alone is saved");
-                return Ok(false);
+                return Ok(None);
             }
             Err(error) => return Err(error),
         };
@@ -168,21 +248,38 @@ impl Writer {
                 media.id
             ))
         })?;
-        self.counts.bytes += bytes.len() as u64;
+        let sealed = seal.seal(media.id.0.as_bytes(), &bytes)?;
+        let copied = SealedMedia {
+            id: media.id,
+            bytes: sealed.len() as u64,
+            sha256: sha256(&sealed),
+        };
+        self.counts.bytes += copied.bytes;
         let path = media_path(&self.backup, media.id);
-        self.store.put(&path, bytes).await?;
+        self.store.put(&path, sealed.into()).await?;
         (self.progress)(&self.counts);
-        Ok(true)
+        Ok(Some(copied))
     }
 }
 
 #[async_trait]
 impl Sink for Writer {
     async fn take(&mut self, section: Section, mut record: Record) -> Result<()> {
-        count(&mut self.counts, &record);
-        if let Record::Media { media, bytes } = &mut record {
-            *bytes = self.copy(media).await?;
+        match record {
+            Record::KeysFor(keys) => {
+                self.seals = keys::seals(&keys)?;
+                return Ok(());
+            }
+            Record::Keys(keys) => return self.gather(keys).await,
+            _ => {}
         }
+        if let Some(owner) = record.owner() {
+            match self.seal(owner, record).await? {
+                Some(sealed) => record = sealed,
+                None => return Ok(()),
+            }
+        }
+        count(&mut self.counts, &record);
         let open = self.open.entry(section).or_default();
         serde_json::to_writer(&mut open.lines, &record).map_err(Error::internal)?;
         open.lines.push(b'\n');
@@ -198,8 +295,16 @@ impl Sink for Writer {
 pub(crate) fn count(counts: &mut Counts, record: &Record) {
     counts.records += 1;
     match record {
-        Record::Account(_) => counts.accounts += 1,
-        Record::Media { .. } => counts.media += 1,
+        Record::Account(_)
+        | Record::Sealed {
+            of: SealedKind::Account,
+            ..
+        } => counts.accounts += 1,
+        Record::Media { .. }
+        | Record::Sealed {
+            of: SealedKind::Media,
+            ..
+        } => counts.media += 1,
         Record::Room { .. } => counts.rooms += 1,
         Record::Events { events, .. } => {
             counts.events += events.len() as u64;

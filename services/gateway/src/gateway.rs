@@ -22,6 +22,8 @@ use crate::{
 /// Everything handlers need; cheap to clone.
 pub type App = Arc<AppState>;
 
+/// See [`AppState::exporting`].
+const EXPORTING: usize = 2;
 /// See [`AppState::establishing`]: enough that waiting for stores costs a storm little time.
 const ESTABLISHING: usize = 64;
 
@@ -38,6 +40,8 @@ pub struct AppState {
     /// Sockets whose token is checked and whose rooms are listed at once: after a storm thousands come back together, and those
     /// who stayed must not wait for all of them.
     pub establishing: Semaphore,
+    /// Exports that are made at once: each reads as much as there is.
+    pub exporting: Arc<Semaphore>,
     /// Made by the first socket, since it needs the bus.
     hub: OnceCell<Hub>,
     pub readiness: rest::Readiness,
@@ -97,6 +101,7 @@ impl Gateway {
                 origins: AllowedOrigins::new(&options.allowed_origins),
                 readiness: rest::Readiness::new(options.probes.clone()),
                 establishing: Semaphore::new(ESTABLISHING),
+                exporting: Arc::new(Semaphore::new(EXPORTING)),
                 hub: OnceCell::new(),
                 draining: CancellationToken::new(),
                 options,

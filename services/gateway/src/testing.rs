@@ -577,6 +577,10 @@ impl AccountService for Town {
         check_password(current, "current_password")
     }
 
+    async fn erase(&self, _who: &Identity, password: Option<String>) -> Result<()> {
+        check_password(password, "password")
+    }
+
     async fn verify_email(&self, token: &str, _client: ClientInfo) -> Result<()> {
         check_mailed(token)
     }
@@ -709,7 +713,7 @@ impl MessageService for Town {
     }
 
     async fn leave(&self, actor: UserId, room: RoomId) -> Result<()> {
-        let event = self.append(room, actor, EventBody::Left { user: actor });
+        let event = self.append(room, actor, EventBody::left(actor));
         self.tell(&event);
         let user = actor;
         self.publish(Topic::of_user(actor), &Signal::RoomRemoved { user, room });

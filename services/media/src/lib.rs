@@ -3,6 +3,7 @@
 //! [`MediaRole`] implements [`carillon_domain::services::MediaService`] over ports. It makes no thumbnails and changes no bytes;
 //! HTTP ranges, cache headers and the content disposition are the gateway's business.
 
+mod erase;
 mod kind;
 mod name;
 mod service;

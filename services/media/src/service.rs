@@ -51,8 +51,8 @@ impl Default for MediaOptions {
 
 /// The media role.
 pub struct MediaRole {
-    blobs: Arc<dyn BlobStore>,
-    index: Arc<dyn MediaIndex>,
+    pub(crate) blobs: Arc<dyn BlobStore>,
+    pub(crate) index: Arc<dyn MediaIndex>,
     messages: Arc<dyn MessageService>,
     clock: Arc<dyn Clock>,
     options: MediaOptions,

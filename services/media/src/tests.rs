@@ -54,6 +54,7 @@ impl World {
             push_queue: stores.push_queue.clone(),
             clock: clock.clone(),
             ownership: Arc::new(SoleOwner),
+            person_keys: stores.person_keys.clone(),
         };
         let replica = ReplicaId("message-0".to_owned());
         let messages = MessageRole::start(MessageOptions::default(), ports, replica, None);
@@ -266,6 +267,17 @@ impl MediaIndex for CountedIndex {
     }
     async fn get(&self, id: MediaId) -> Result<Option<Media>> {
         self.0.get(id).await
+    }
+    async fn remove(&self, owner: UserId, id: MediaId) -> Result<()> {
+        self.0.remove(owner, id).await
+    }
+    async fn of_owner(
+        &self,
+        owner: UserId,
+        after: Option<MediaId>,
+        limit: usize,
+    ) -> Result<Vec<MediaId>> {
+        self.0.of_owner(owner, after, limit).await
     }
 }
 

@@ -40,6 +40,8 @@ pub enum Intent {
     Join,
     /// Stop being a member.
     Leave,
+    /// Stop being a member, or invited, because the account was erased.
+    Erase,
     /// Add a person or change their role.
     PutMember {
         /// Whom.
@@ -289,6 +291,7 @@ pub fn decide(
         Intent::Delete { id } => delete(work, facts, rules, actor, *id, now),
         Intent::Join => join(work, actor, now),
         Intent::Leave => leave(work, actor, now),
+        Intent::Erase => Ok(erase(work, actor, now)),
         Intent::PutMember { user, role } => put_member(work, actor, *user, *role, now),
         Intent::RemoveMember { user } => remove_member(work, actor, *user, now),
         Intent::Invite { user } => invite(work, actor, *user, now),
@@ -583,9 +586,23 @@ fn leave(work: &mut Work, actor: UserId, now: Timestamp) -> Result<Decision> {
     }
     work.require(actor, now, Action::Leave)?;
     Ok(one(
-        work.event(actor, now, EventBody::Left { user: actor }),
+        work.event(actor, now, EventBody::left(actor)),
         Outcome::Done,
     ))
+}
+
+/// Nobody has to allow it, and no rule keeps somebody in.
+fn erase(work: &mut Work, actor: UserId, now: Timestamp) -> Decision {
+    let standing = work.standing(actor);
+    let there = standing.member.is_some() || standing.restrictions.invited;
+    if work.deleted || !there {
+        return Decision::nothing(Outcome::Done);
+    }
+    let left = EventBody::Left {
+        user: actor,
+        erased: true,
+    };
+    one(work.event(actor, now, left), Outcome::Done)
 }
 
 fn one(event: RoomEvent, outcome: Outcome) -> Decision {
@@ -645,7 +662,7 @@ fn remove_member(work: &mut Work, actor: UserId, user: UserId, now: Timestamp) -
     }
     work.require(actor, now, Action::RemoveMember { role })?;
     Ok(one(
-        work.event(actor, now, EventBody::Left { user }),
+        work.event(actor, now, EventBody::left(user)),
         Outcome::Done,
     ))
 }

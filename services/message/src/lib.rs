@@ -8,6 +8,7 @@
 //! replicas either: for a room of somebody else it answers `NotOwner`.
 
 mod decide;
+mod erase;
 mod mentions;
 mod notify;
 mod partition;

@@ -11,8 +11,8 @@ use carillon_domain::{
     event::{Draft, Message, Revision},
     policy::{self, Action, Who},
     ports::{
-        AccountStore, Bus, PeopleStore, PushQueue, Reached, ReadMark, Receipt, Restricted, RoomLog,
-        RoomStore,
+        AccountStore, Bus, PeopleStore, PersonKeys, PushQueue, Reached, ReadMark, Receipt,
+        Restricted, RoomLog, RoomStore,
     },
     room::{Member, Role, Room, RoomKind, RoomRules, Standing},
     services::{
@@ -28,7 +28,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     decide::{self, Intent, Outcome, Rules},
-    mentions,
+    erase, mentions,
     notify::{Notifier, PushPorts},
     partition::{self, Partitions, Request, Shared, Write},
     purge, reads,
@@ -69,6 +69,8 @@ pub struct MessageOptions {
     /// How often what retention leaves no more is removed from the store (MSG-21), two rounds after it was due. Readers don't wait
     /// for that: the first one after it is due finds out.
     pub purge_every: Duration,
+    /// How often to look for people whose accounts were erased.
+    pub erase_every: Duration,
 }
 
 impl Default for MessageOptions {
@@ -78,6 +80,7 @@ impl Default for MessageOptions {
             max_rooms: MAX_ROOMS,
             proof_lasts: Duration::from_secs(1),
             purge_every: Duration::from_secs(30),
+            erase_every: Duration::from_secs(5),
         }
     }
 }
@@ -102,13 +105,16 @@ pub struct MessagePorts {
     pub clock: Arc<dyn Clock>,
     /// Which partitions are ours.
     pub ownership: Arc<dyn Ownership>,
+    /// For who is being erased.
+    pub person_keys: Arc<dyn PersonKeys>,
 }
 
 /// The message role. See the crate's documentation.
 pub struct MessageRole {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     partitions: Partitions,
-    rooms: Arc<dyn RoomStore>,
+    pub(crate) rooms: Arc<dyn RoomStore>,
+    pub(crate) person_keys: Arc<dyn PersonKeys>,
     accounts: Arc<dyn AccountStore>,
     max_rooms: usize,
     /// All replicas, this one included.
@@ -151,12 +157,14 @@ impl MessageRole {
             shared: partitions.shared.clone(),
             partitions,
             rooms: ports.rooms,
+            person_keys: ports.person_keys,
             accounts: ports.accounts,
             max_rooms: options.max_rooms.min(MAX_ROOMS),
             peers: peers.map(OnceLock::from).unwrap_or_default(),
             me: me.clone(),
         });
         tokio::spawn(purge::run(Arc::downgrade(&role), options.purge_every));
+        tokio::spawn(erase::run(Arc::downgrade(&role), options.erase_every));
         role
     }
 
@@ -208,7 +216,12 @@ impl MessageRole {
         }
     }
 
-    async fn write(&self, room: RoomId, actor: UserId, intent: Intent) -> Result<Outcome> {
+    pub(crate) async fn write(
+        &self,
+        room: RoomId,
+        actor: UserId,
+        intent: Intent,
+    ) -> Result<Outcome> {
         self.shared.check_owner(room)?;
         let (reply, answer) = oneshot::channel();
         let write = Write {
@@ -341,7 +354,7 @@ impl MessageRole {
 
     /// Takes the deleted ones of these rooms from a person's list; says how many they are. Nobody can leave a deleted room, and
     /// its members may be too many to be visited when it is deleted: so it goes when its members are met.
-    async fn forget_deleted(&self, user: UserId, rooms: &[Room]) -> usize {
+    pub(crate) async fn forget_deleted(&self, user: UserId, rooms: &[Room]) -> usize {
         let deleted: Vec<RoomId> = rooms
             .iter()
             .filter(|room| room.deleted_at.is_some())

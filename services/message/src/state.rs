@@ -513,7 +513,7 @@ mod tests {
             ..Standing::default()
         };
         let at = now.head;
-        apply(&mut now, ann, EventBody::Left { user: bob });
+        apply(&mut now, ann, EventBody::left(bob));
         // So many others that everything remembered is dropped.
         for _ in 0..=PEOPLE_REMEMBERED {
             let head = now.head;

@@ -231,6 +231,7 @@ impl World {
             push_queue: self.stores.push_queue.clone(),
             clock: world_clock,
             ownership: owner.clone(),
+            person_keys: self.stores.person_keys.clone(),
         };
         let replica = ReplicaId(format!("message-{}", RoomId::new()));
         Replica {

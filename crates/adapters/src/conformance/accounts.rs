@@ -28,6 +28,8 @@ pub async fn all(store: Arc<dyn AccountStore>) {
     one_of_concurrent_changes_and_creations_wins(store.clone()).await;
     two_may_trade_names(store.clone()).await;
     a_profile_is_changed_in_part(&*store).await;
+    an_erased_account_leaves_nothing(&*store).await;
+    a_change_loses_against_erasing(store).await;
 }
 
 /// An account with fresh names.
@@ -486,4 +488,71 @@ pub async fn a_profile_is_changed_in_part(store: &dyn AccountStore) {
         &new_name(NameKind::Username),
     )
     .await;
+}
+
+/// AUTH-15: it is found by nothing any more, nothing of it can be changed, and its names are free.
+pub async fn an_erased_account_leaves_nothing(store: &dyn AccountStore) {
+    let account = account();
+    let id = account.user.id;
+    store.create(&account).await.unwrap();
+    assert!(store.erase(id).await.unwrap());
+    assert!(!store.erase(id).await.unwrap());
+    assert!(!store.erase(UserId::new()).await.unwrap());
+    assert!(store.by_ids(&[id]).await.unwrap().is_empty());
+    let username = &account.user.username;
+    assert_eq!(store.by_username(username).await.unwrap(), None);
+    let email = account.email.as_deref().unwrap();
+    assert_eq!(store.by_email(email).await.unwrap(), None);
+    let phone = account.phone.as_deref().unwrap();
+    assert_eq!(store.by_phone(phone).await.unwrap(), None);
+    let hash = account.password_hash.as_deref();
+    assert!(
+        !store
+            .replace_password_hash(id, hash, "other")
+            .await
+            .unwrap()
+    );
+    assert!(
+        !store
+            .replace_password_hash(id, None, "other")
+            .await
+            .unwrap()
+    );
+    let change = ProfileChange {
+        bio: Some("again".into()),
+        ..ProfileChange::default()
+    };
+    assert!(!store.change_profile(id, &change).await.unwrap());
+    let kind = NameKind::Username;
+    let renamed = store.rename(id, kind, Some(username), "other-name").await;
+    assert!(!renamed.unwrap());
+    assert!(store.by_ids(&[id]).await.unwrap().is_empty());
+
+    let mut next = account.clone();
+    next.user.id = UserId::new();
+    store.create(&next).await.unwrap();
+    assert_eq!(store.by_username(username).await.unwrap(), Some(next));
+}
+
+/// AUTH-15: whichever comes first, at the end nobody has a name of it.
+pub async fn a_change_loses_against_erasing(store: Arc<dyn AccountStore>) {
+    for _ in 0..5 {
+        let account = account();
+        let (id, old) = (account.user.id, account.user.username.clone());
+        store.create(&account).await.unwrap();
+        let new = new_name(NameKind::Username);
+        let (renaming, erasing) = (store.clone(), store.clone());
+        let wanted = new.clone();
+        let rename = tokio::spawn(async move {
+            let kind = NameKind::Username;
+            renaming.rename(id, kind, Some(&old), &wanted).await
+        });
+        let erase = tokio::spawn(async move { erasing.erase(id).await });
+        let _ = rename.await.unwrap();
+        assert!(erase.await.unwrap().unwrap());
+        assert!(store.by_ids(&[id]).await.unwrap().is_empty());
+        for name in [&account.user.username, &new] {
+            assert_eq!(store.by_username(name).await.unwrap(), None);
+        }
+    }
 }

@@ -10,8 +10,8 @@ use carillon_domain::{
     media::Media,
     people::Relation,
     ports::{
-        AccountStore, Archive, Floor, MediaIndex, PeopleIndex, PeopleStore, PushTargetStore,
-        Reached, ReadMark, RoomLog, RoomStore,
+        AccountStore, Archive, Floor, MediaIndex, PeopleIndex, PeopleStore, PersonKeys,
+        PushTargetStore, Reached, ReadMark, RoomLog, RoomStore,
     },
     push::{PushProvider, PushTarget},
     room::{Role, Room, RoomKind, RoomRules},
@@ -28,6 +28,8 @@ pub struct Ports {
     pub accounts: Arc<dyn AccountStore>,
     /// Who is found by which name.
     pub people_index: Arc<dyn PeopleIndex>,
+    /// Keys of people.
+    pub person_keys: Arc<dyn PersonKeys>,
     /// Contacts and blocks.
     pub people: Arc<dyn PeopleStore>,
     /// Rooms.
@@ -159,7 +161,7 @@ pub async fn fill(ports: &Ports) -> Filled {
         join(dan, Role::Member),
         EventBody::Banned { user: dan },
         join(eve, Role::Member),
-        EventBody::Left { user: eve },
+        EventBody::left(eve),
         join(eve, Role::Member),
         EventBody::Invited { user: fay },
         EventBody::Changed {

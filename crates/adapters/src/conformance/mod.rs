@@ -13,6 +13,7 @@ pub mod media;
 pub mod moderation;
 pub mod people;
 pub mod people_index;
+pub mod person_keys;
 pub mod presence;
 pub mod push_queue;
 pub mod push_targets;

@@ -59,7 +59,7 @@ pub async fn restrictions_follow_the_log(store: &dyn RoomStore, log: &dyn RoomLo
     let steps = [
         (joined(bob), true, none),
         (EventBody::Muted { user: bob, until }, true, muted),
-        (EventBody::Left { user: bob }, false, muted),
+        (EventBody::left(bob), false, muted),
         (joined(bob), true, muted),
         (EventBody::Banned { user: bob }, false, both),
         (EventBody::Unmuted { user: bob }, false, banned),
@@ -134,7 +134,7 @@ pub async fn invitations_follow_the_log(store: &dyn RoomStore, log: &dyn RoomLog
     let ends = [
         None,
         Some(joined(bob)),
-        Some(EventBody::Left { user: bob }),
+        Some(EventBody::left(bob)),
         Some(EventBody::Banned { user: bob }),
         None,
     ];
@@ -247,7 +247,7 @@ pub async fn receipts_only_grow(store: &dyn RoomStore, log: &dyn RoomLog) {
     }
     let answered = store.mark_delivered(bob, room, reached(6)).await.unwrap();
     assert_eq!(answered, reached(7), "who has read it has it");
-    writer.append(bob, EventBody::Left { user: bob }).await;
+    writer.append(bob, EventBody::left(bob)).await;
     assert_eq!(of_bob().await, None);
     writer.append(bob, joined(bob)).await;
     assert_eq!(of_bob().await, None, "a new membership begins anew");

@@ -280,7 +280,7 @@ pub async fn events_come_back_as_they_were_appended(log: &dyn RoomLog) {
     let last = appended.last().unwrap().clone();
     appended.push(writer.append(ann, edit(&last, "another 👋")).await);
     appended.push(writer.append(ann, delete(&last)).await);
-    appended.push(writer.append(ann, EventBody::Left { user: bob }).await);
+    appended.push(writer.append(ann, EventBody::left(bob)).await);
     appended.push(writer.append(ann, EventBody::RoomDeleted).await);
 
     assert_eq!(writer.history().await, appended, "as seen by their writer");

@@ -248,7 +248,7 @@ pub async fn members_follow_the_log(store: &dyn RoomStore, log: &dyn RoomLog) {
         assert_eq!(store.rooms_of(user, None, 10).await.unwrap(), [room]);
     }
 
-    writer.append(bob, EventBody::Left { user: bob }).await;
+    writer.append(bob, EventBody::left(bob)).await;
     assert_eq!(store.member(room, bob).await.unwrap(), None);
     assert_eq!(store.members(room, None, 10).await.unwrap(), [of_ann]);
     assert_eq!(store.rooms_of(bob, None, 10).await.unwrap(), []);
@@ -256,7 +256,7 @@ pub async fn members_follow_the_log(store: &dyn RoomStore, log: &dyn RoomLog) {
     // Several changes of one person in one append: the last one counts.
     let batch = [
         writer.event(ann, joined(bob, Role::Member)),
-        writer.event(ann, EventBody::Left { user: bob }),
+        writer.event(ann, EventBody::left(bob)),
         writer.event(ann, joined(bob, Role::Admin)),
     ];
     writer.try_append(&batch).await.unwrap();
@@ -286,7 +286,7 @@ pub async fn a_new_role_keeps_the_time_of_joining(store: &dyn RoomStore, log: &d
     };
     let member = store.member(writer.room, user).await.unwrap();
     assert_eq!(member, Some(expected));
-    writer.append(user, EventBody::Left { user }).await;
+    writer.append(user, EventBody::left(user)).await;
     let third = writer.append(user, joined(user, Role::Member)).await;
     let member = store.member(writer.room, user).await.unwrap().unwrap();
     assert_eq!(member.joined_at, third.time, "joined anew");
@@ -393,7 +393,7 @@ pub async fn who_joins_has_read_up_to_there(store: &dyn RoomStore, log: &dyn Roo
     assert_eq!(read, [(room, at(&first, 3))]);
     // Who comes back has read up to there too, also when they left in the same moment.
     let batch = [
-        writer.event(bob, EventBody::Left { user: bob }),
+        writer.event(bob, EventBody::left(bob)),
         writer.event(ann, text("while bob was away")),
         writer.event(bob, joined(bob, Role::Member)),
     ];
@@ -407,7 +407,7 @@ pub async fn who_joins_has_read_up_to_there(store: &dyn RoomStore, log: &dyn Roo
         time: Timestamp(1),
     };
     store.mark_read(ann, room, ahead).await.unwrap();
-    writer.append(ann, EventBody::Left { user: ann }).await;
+    writer.append(ann, EventBody::left(ann)).await;
     writer.append(ann, joined(ann, Role::Member)).await;
     let read = store.read_marks(ann, &[room]).await.unwrap();
     assert_eq!(read, [(room, ahead)]);

@@ -154,6 +154,23 @@ impl AccountStore for Accounts {
             })
             .await
     }
+
+    async fn erase(&self, user: UserId) -> Result<bool> {
+        let key = tagged(ACCOUNT, user.0.as_bytes());
+        self.0
+            .commit(Durability::Synced, move |transaction| {
+                let Some(row) = transaction.get(Table::Accounts, key.as_slice())? else {
+                    return Ok(false);
+                };
+                let account: Account = read_json(&row)?;
+                for (_, name) in names(&account) {
+                    transaction.remove(Table::Accounts, name);
+                }
+                transaction.remove(Table::Accounts, key);
+                Ok(true)
+            })
+            .await
+    }
 }
 
 /// The names of an account, each with its field in the API.

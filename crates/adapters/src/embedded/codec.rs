@@ -537,7 +537,7 @@ mod tests {
                     id,
                     target: Sequence(u64::MAX),
                 },
-                EventBody::Left { user },
+                EventBody::left(user),
                 EventBody::Muted {
                     user,
                     until: Timestamp(5),

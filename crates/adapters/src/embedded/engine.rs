@@ -222,6 +222,19 @@ impl Engine {
             .map_err(Error::internal)?
     }
 
+    /// Rewrites a small table, so that older versions of its rows leave its files. The journal keeps them until it is recycled.
+    pub(super) async fn compact(self: &Arc<Self>, table: Table) -> Result<()> {
+        let engine = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let store = engine.shared.store.read_recursive();
+            let rows = store.as_ref().ok_or_else(away)?.tables.keyspace(table);
+            rows.rotate_memtable_and_wait().map_err(failed)?;
+            rows.major_compact().map_err(failed)
+        })
+        .await
+        .map_err(Error::internal)?
+    }
+
     /// Waits for every write that was asked for until now and syncs the rest; refuses later ones.
     pub(super) async fn close(&self) -> Result<()> {
         let (done, closed) = oneshot::channel();

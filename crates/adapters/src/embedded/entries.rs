@@ -12,7 +12,7 @@ use carillon_domain::{
 
 use super::{
     at_most,
-    codec::{json, pair, read_json},
+    codec::{json, last_id, pair, read_json, tagged},
     engine::{Durability, Engine},
     tables::Table,
 };
@@ -60,18 +60,58 @@ impl PushTargetStore for PushTargets {
     }
 }
 
+/// Tag of the entries by owner in [`Table::PersonKeys`].
+const UPLOAD: u8 = b'u';
+
+fn upload_key(owner: UserId, id: MediaId) -> Vec<u8> {
+    let mut key = tagged(UPLOAD, owner.0.as_bytes());
+    key.extend_from_slice(id.0.as_bytes());
+    key
+}
+
 /// What is known of uploads.
 pub(super) struct MediaEntries(pub(super) Arc<Engine>);
 
 #[async_trait]
 impl MediaIndex for MediaEntries {
     async fn put(&self, media: &Media) -> Result<()> {
-        let id = media.id;
+        let (id, owner) = (media.id, media.owner);
         let row = json(media)?;
         self.0
             .commit(Durability::Synced, move |transaction| {
                 transaction.put(Table::Media, *id.0.as_bytes(), row);
+                transaction.put(Table::PersonKeys, upload_key(owner, id), *b"");
                 Ok(())
+            })
+            .await
+    }
+
+    async fn remove(&self, owner: UserId, id: MediaId) -> Result<()> {
+        self.0
+            .commit(Durability::Synced, move |transaction| {
+                transaction.remove(Table::Media, *id.0.as_bytes());
+                transaction.remove(Table::PersonKeys, upload_key(owner, id));
+                Ok(())
+            })
+            .await
+    }
+
+    async fn of_owner(
+        &self,
+        owner: UserId,
+        after: Option<MediaId>,
+        limit: usize,
+    ) -> Result<Vec<MediaId>> {
+        at_most(limit, 1_000)?;
+        self.0
+            .read(limit, move |view| {
+                let after = after.map(|id| *id.0.as_bytes());
+                let after = after.as_ref().map(|id| &id[..]);
+                let prefix = tagged(UPLOAD, owner.0.as_bytes());
+                view.after(Table::PersonKeys, &prefix, after)
+                    .take(limit)
+                    .map(|row| Ok(MediaId(last_id(&row?.0)?)))
+                    .collect()
             })
             .await
     }

@@ -11,7 +11,7 @@ use super::{
 };
 
 /// What this program writes.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 
 const KEY: &[u8] = b"format";
 
@@ -20,7 +20,16 @@ const KEY: &[u8] = b"format";
 pub(super) type Migration = fn(&Tables, &mut OwnedWriteBatch) -> fjall::Result<()>;
 
 /// The step from version `n + 1` to `n + 2` is at place `n`.
-pub(super) const MIGRATIONS: &[Migration] = &[super::format2::marks_by_room, keep_sent_ranges];
+pub(super) const MIGRATIONS: &[Migration] = &[
+    super::format2::marks_by_room,
+    keep_sent_ranges,
+    sealed_content,
+];
+
+/// Content is sealed from this format on, which older programs would show as it lies there. What was written before stays plain.
+fn sealed_content(_: &Tables, _: &mut OwnedWriteBatch) -> fjall::Result<()> {
+    Ok(())
+}
 
 /// There if [`Table::Sent`] may have rows as formats 1 and 2 wrote them, one per place, which are found by their prefix.
 const SENT_RANGES: &[u8] = b"sent_ranges";

@@ -19,6 +19,7 @@ mod format2;
 mod journal;
 mod people;
 mod people_index;
+mod person_keys;
 mod presence;
 mod push_queue;
 mod registry;
@@ -34,9 +35,9 @@ use async_trait::async_trait;
 use carillon_domain::{
     Clock, Error, ErrorCode, Result,
     ports::{
-        AccountStore, Archive, Bus, Ephemeral, MediaIndex, PeopleIndex, PeopleStore, PresenceStore,
-        Probe, PushQueue, PushTargetStore, ReplicaRegistry, RoomLog, RoomStore, SecurityLog,
-        SessionStore,
+        AccountStore, Archive, Bus, Ephemeral, MediaIndex, PeopleIndex, PeopleStore, PersonKeys,
+        PresenceStore, Probe, PushQueue, PushTargetStore, ReplicaRegistry, RoomLog, RoomStore,
+        SecurityLog, SessionStore,
     },
     time::SystemClock,
 };
@@ -62,6 +63,8 @@ pub struct Stores {
     pub people: Arc<dyn PeopleStore>,
     /// People by the beginnings of their names.
     pub people_index: Arc<dyn PeopleIndex>,
+    /// Keys of people, and who is being erased.
+    pub person_keys: Arc<dyn PersonKeys>,
     /// Rooms, members, read marks.
     pub rooms: Arc<dyn RoomStore>,
     /// The logs of all rooms.
@@ -147,6 +150,7 @@ fn start(
         ephemeral: Arc::new(ephemeral::EphemeralValues(engine.clone())),
         people: Arc::new(people::People(engine.clone())),
         people_index: Arc::new(people_index::Index(engine.clone())),
+        person_keys: Arc::new(person_keys::Keys(engine.clone())),
         rooms: Arc::new(rooms::Rooms(engine.clone())),
         log: Arc::new(room_log::Logs {
             engine: engine.clone(),

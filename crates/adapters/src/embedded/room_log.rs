@@ -487,7 +487,7 @@ pub(super) fn project(transaction: &mut Transaction<'_>, event: &RoomEvent) -> R
             transaction.put(Table::RoomsOfUser, pair(user.0, event.room.0), *b"");
             rooms::restrict(transaction, event.room, *user, |now| now.invited = false)?;
         }
-        EventBody::Left { user } => {
+        EventBody::Left { user, .. } => {
             remove_member(transaction, event.room, *user)?;
             rooms::restrict(transaction, event.room, *user, |now| now.invited = false)?;
         }

@@ -50,10 +50,13 @@ pub(super) enum Table {
     RoomIndex,
     /// `c` user, other → since and `C` other, user → nothing: contacts; `b`, `B` alike: blocks; `n`, `m` user → how many.
     People,
+    /// `k` user → their key, or when it was destroyed; `a`, `r`, `m` user → nothing: parts that still erase them;
+    /// `u` user, media → nothing: uploads.
+    PersonKeys,
 }
 
 /// Names on disk, in the order of [`Table`], and the size in MiB at which a table's newest rows move from memory to a file.
-const TABLES: [(Table, &str, u64); 21] = [
+const TABLES: [(Table, &str, u64); 22] = [
     (Table::Meta, "meta", 4),
     (Table::Accounts, "accounts", 4),
     (Table::Sessions, "sessions", 4),
@@ -75,6 +78,7 @@ const TABLES: [(Table, &str, u64); 21] = [
     (Table::Marks, "marks", 8),
     (Table::RoomIndex, "room_index", 4),
     (Table::People, "people", 4),
+    (Table::PersonKeys, "person_keys", 4),
 ];
 
 impl Table {

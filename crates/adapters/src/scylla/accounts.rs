@@ -30,6 +30,8 @@ use super::database::{Conditional, Database, column, cql_time};
 const STALE_CLAIM: Duration = Duration::from_secs(60);
 /// How long a creation waits for another one that claimed the same name to succeed or give up.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How often to begin erasing again that a change of a name came in between of.
+const ERASE_TRIES: usize = 10;
 /// How often it looks.
 const POLL: Duration = Duration::from_millis(25);
 
@@ -50,6 +52,7 @@ pub(super) struct Accounts {
     change_profile: PreparedStatement,
     rename_user: PreparedStatement,
     change_email: PreparedStatement,
+    erase: PreparedStatement,
 }
 
 /// A unique name of an account.
@@ -144,6 +147,9 @@ impl Accounts {
                 .await?,
             change_email: database
                 .prepare_once("UPDATE users SET email = ? WHERE id = ? IF email = ? AND username = ? AND name_fence = ?")
+                .await?,
+            erase: database
+                .prepare_once("UPDATE users SET username = null, display_name = null, created_at = null, email = null, phone = null, password_hash = null, bio = null, status_text = null, abandoned = true WHERE id = ? IF username = ? AND email = ? AND phone = ?")
                 .await?,
             by_id: database
                 .prepare("SELECT id, username, display_name, created_at, email, phone, password_hash, bio, status_text FROM users WHERE id = ?")
@@ -556,6 +562,47 @@ impl AccountStore for Accounts {
             self.release_seen(name(text), user, seen).await;
         }
         Ok(true)
+    }
+
+    async fn erase(&self, user: UserId) -> Result<bool> {
+        // A change of a name may come in between: then what is there now is erased.
+        for _ in 0..ERASE_TRIES {
+            let Some(before) = self.holder(user.0).await? else {
+                return Ok(false);
+            };
+            let Some(username) = &before.username else {
+                return Ok(false);
+            };
+            let values = (user.0, username, &before.email, &before.phone);
+            let erased = self
+                .database
+                .conditional("erase_user", &self.erase, values)
+                .await?;
+            if matches!(erased, Conditional::Refused(_)) {
+                continue;
+            }
+            // What is not given back here belongs to nobody: whoever wants it takes it over.
+            let folded = username.to_lowercase();
+            let claims = [
+                ("username", Some(&folded)),
+                ("email", before.email.as_ref()),
+                ("phone", before.phone.as_ref()),
+            ];
+            for (kind, text) in claims {
+                let Some(text) = text else { continue };
+                let name = Name {
+                    kind,
+                    field: kind,
+                    text,
+                };
+                self.release(&[name], user).await;
+            }
+            return Ok(true);
+        }
+        Err(Error::new(
+            ErrorCode::Unavailable,
+            "the account's names are being changed, try again",
+        ))
     }
 }
 

@@ -7,12 +7,20 @@ use carillon_domain::{
 use scylla::{statement::prepared::PreparedStatement, value::CqlTimestamp};
 use uuid::Uuid;
 
-use super::database::{Database, cql_time, signed, unsigned};
+use super::{
+    database::{Database, cql_time, signed, unsigned},
+    rooms::row_limit,
+};
 
 pub(super) struct Media {
     database: Database,
     put: PreparedStatement,
     get: PreparedStatement,
+    put_owned: PreparedStatement,
+    remove: PreparedStatement,
+    remove_owned: PreparedStatement,
+    owned: PreparedStatement,
+    owned_after: PreparedStatement,
 }
 
 impl Media {
@@ -23,6 +31,19 @@ impl Media {
                 .await?,
             get: database
                 .prepare("SELECT room, owner, file_name, content_type, size, sha256, created_at FROM media WHERE id = ?")
+                .await?,
+            put_owned: database
+                .prepare("INSERT INTO media_by_owner (owner, id) VALUES (?, ?)")
+                .await?,
+            remove: database.prepare("DELETE FROM media WHERE id = ?").await?,
+            remove_owned: database
+                .prepare("DELETE FROM media_by_owner WHERE owner = ? AND id = ?")
+                .await?,
+            owned: database
+                .prepare("SELECT id FROM media_by_owner WHERE owner = ? LIMIT ?")
+                .await?,
+            owned_after: database
+                .prepare("SELECT id FROM media_by_owner WHERE owner = ? AND id > ? LIMIT ?")
                 .await?,
             database: database.clone(),
         })
@@ -42,7 +63,44 @@ impl MediaIndex for Media {
             &media.sha256,
             cql_time(media.created_at),
         );
+        // First where its owner's are: what isn't there when they are erased would stay for ever.
+        let owned = (media.owner.0, media.id.0);
+        self.database
+            .write("put_media_of_owner", &self.put_owned, owned)
+            .await?;
         self.database.write("put_media", &self.put, values).await
+    }
+
+    async fn remove(&self, owner: UserId, id: MediaId) -> Result<()> {
+        self.database
+            .write("remove_media", &self.remove, (id.0,))
+            .await?;
+        self.database
+            .write("remove_media_of_owner", &self.remove_owned, (owner.0, id.0))
+            .await
+    }
+
+    async fn of_owner(
+        &self,
+        owner: UserId,
+        after: Option<MediaId>,
+        limit: usize,
+    ) -> Result<Vec<MediaId>> {
+        let limit = row_limit(limit);
+        let rows: Vec<(Uuid,)> = match after {
+            None => {
+                self.database
+                    .rows("media_of_owner", &self.owned, (owner.0, limit))
+                    .await?
+            }
+            Some(after) => {
+                let values = (owner.0, after.0, limit);
+                self.database
+                    .rows("media_of_owner", &self.owned_after, values)
+                    .await?
+            }
+        };
+        Ok(rows.into_iter().map(|(id,)| MediaId(id)).collect())
     }
 
     async fn get(&self, id: MediaId) -> Result<Option<Upload>> {

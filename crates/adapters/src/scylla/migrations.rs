@@ -138,6 +138,15 @@ const MIGRATIONS: &[Migration] = &[Migration {
         // The bucket is a term's first two characters.
         "CREATE TABLE IF NOT EXISTS {}.people_index (bucket text, term text, user uuid, PRIMARY KEY (bucket, term, user))",
     ],
+}, Migration {
+    version: 6,
+    name: "erasure",
+    statements: &[
+        // What was destroyed leaves the disks a day later, not ten.
+        "CREATE TABLE IF NOT EXISTS {}.person_keys (user uuid PRIMARY KEY, key blob, destroyed_at timestamp) WITH gc_grace_seconds = 86400",
+        "CREATE TABLE IF NOT EXISTS {}.erasures (part text, user uuid, PRIMARY KEY (part, user))",
+        "CREATE TABLE IF NOT EXISTS {}.media_by_owner (owner uuid, id uuid, PRIMARY KEY (owner, id))",
+    ],
 }];
 
 /// How long a process may hold the right to migrate without renewing it: a crashed one blocks others no longer than this.

@@ -13,6 +13,7 @@ mod media;
 mod migrations;
 mod people;
 mod people_index;
+mod person_keys;
 mod push_targets;
 mod room_log;
 mod rooms;
@@ -24,8 +25,8 @@ use async_trait::async_trait;
 use carillon_domain::{
     Error, ErrorCode, Result,
     ports::{
-        AccountStore, Archive, MediaIndex, PeopleIndex, PeopleStore, Probe, PushTargetStore,
-        RoomLog, RoomStore, SecurityLog,
+        AccountStore, Archive, MediaIndex, PeopleIndex, PeopleStore, PersonKeys, Probe,
+        PushTargetStore, RoomLog, RoomStore, SecurityLog,
     },
 };
 use scylla::{
@@ -102,6 +103,8 @@ pub struct Stores {
     pub people: Arc<dyn PeopleStore>,
     /// People by the beginnings of their names.
     pub people_index: Arc<dyn PeopleIndex>,
+    /// Keys of people, and who is being erased.
+    pub person_keys: Arc<dyn PersonKeys>,
     /// Rooms, members, read marks.
     pub rooms: Arc<dyn RoomStore>,
     /// The logs of all rooms.
@@ -147,6 +150,7 @@ async fn connect_to(options: &ScyllaOptions, load: bool) -> Result<Stores> {
         security: Arc::new(security::Security::new(&database).await?),
         people: Arc::new(people::People::new(&database).await?),
         people_index: Arc::new(people_index::Index::new(&database).await?),
+        person_keys: Arc::new(person_keys::Keys::new(&database).await?),
         rooms,
         log: Arc::new(log),
         push_targets: Arc::new(push_targets::PushTargets::new(&database).await?),

@@ -84,6 +84,14 @@ async fn scylla_security() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn scylla_person_keys() {
+    on_scylla("scylla_person_keys", |stores, _| {
+        conformance::person_keys::all(stores.person_keys)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn scylla_people_index() {
     on_scylla("scylla_people_index", |stores, _| {
         conformance::people_index::all(stores.people_index)

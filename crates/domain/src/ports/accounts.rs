@@ -47,4 +47,8 @@ pub trait AccountStore: Send + Sync {
         old: Option<&str>,
         new: &str,
     ) -> Result<bool>;
+
+    /// Removes everything of an account but its id, which nobody gets again; its names are free, at the latest a minute later.
+    /// Whether it was there. Again: fine.
+    async fn erase(&self, user: UserId) -> Result<bool>;
 }

@@ -3,7 +3,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{MediaId, Result, media::Media};
+use crate::{MediaId, Result, UserId, media::Media};
 
 /// Bytes of uploads.
 #[async_trait]
@@ -26,4 +26,15 @@ pub trait MediaIndex: Send + Sync {
 
     /// Reads an entry.
     async fn get(&self, id: MediaId) -> Result<Option<Media>>;
+
+    /// Removes an entry; removing what isn't there is fine.
+    async fn remove(&self, owner: UserId, id: MediaId) -> Result<()>;
+
+    /// Ids of a person's uploads, ascending, after `after`, at most `limit` (1 to 1,000).
+    async fn of_owner(
+        &self,
+        owner: UserId,
+        after: Option<MediaId>,
+        limit: usize,
+    ) -> Result<Vec<MediaId>>;
 }

@@ -84,4 +84,9 @@ pub trait AccountService: Send + Sync {
     /// account, and only while the account has the password and address of when it was sent: else `InvalidRequest` naming `token`. A
     /// password that isn't allowed spends nothing.
     async fn reset_password(&self, token: &str, new: String, client: ClientInfo) -> Result<()>;
+
+    /// Erases the caller's account: nobody can log in to it, its names are free, and within seconds nothing that they wrote, uploaded
+    /// or said of themselves can be read by anybody. Events keep their places. It can't be undone. The password as for
+    /// [`AccountService::change_username`].
+    async fn erase(&self, who: &Identity, password: Option<String>) -> Result<()>;
 }

@@ -516,8 +516,9 @@ fn body_to_proto(body: EventBody) -> pb::room_event::Body {
             user_id: user.to_string(),
             role: role_to_proto(role),
         }),
-        EventBody::Left { user } => pb::room_event::Body::Left(pb::MemberLeft {
+        EventBody::Left { user, erased } => pb::room_event::Body::Left(pb::MemberLeft {
             user_id: user.to_string(),
+            erased,
         }),
         EventBody::Invited { user } => pb::room_event::Body::Invited(pb::MemberInvited {
             user_id: user.to_string(),
@@ -581,6 +582,7 @@ fn body(body: pb::room_event::Body) -> Result<EventBody> {
         },
         pb::room_event::Body::Left(left) => EventBody::Left {
             user: id("events.user_id", &left.user_id)?,
+            erased: left.erased,
         },
         pb::room_event::Body::Invited(invited) => EventBody::Invited {
             user: id("events.user_id", &invited.user_id)?,
@@ -739,7 +741,7 @@ mod tests {
                 user: UserId(user),
                 role
             }),
-            uuid().prop_map(|user| EventBody::Left { user: UserId(user) }),
+            uuid().prop_map(|user| EventBody::left(UserId(user))),
             Just(EventBody::RoomDeleted),
         ]
     }

@@ -763,6 +763,10 @@ impl AccountService for FakeServices {
         self.note(format!("reset_password {token} {new} {client:?}"))
             .await
     }
+
+    async fn erase(&self, who: &Identity, password: Option<String>) -> Result<()> {
+        self.note(format!("erase {who:?} {password:?}")).await
+    }
 }
 
 #[async_trait]

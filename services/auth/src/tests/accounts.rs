@@ -2,8 +2,10 @@
 
 use carillon_domain::{
     account::ProfileChange,
+    people::Relation,
+    ports::{ErasurePart, KeyState},
     push::{PushProvider, PushTarget},
-    security::{History, SecurityEvent, SecurityEventKind as Kind},
+    security::{History, SecurityEvent, SecurityEventKind as Kind, Trail},
     services::AccountService,
 };
 
@@ -48,6 +50,12 @@ impl World {
         let who = self.who(tokens).await.unwrap();
         let old = old.map(str::to_owned);
         self.auth.change_password(&who, old, new.to_owned()).await
+    }
+
+    /// A new account with its first login.
+    async fn joined(&self, name: &str) -> Tokens {
+        self.register(name).await.unwrap();
+        self.login(name).await
     }
 
     /// An account that has a phone number and nothing else.
@@ -631,4 +639,93 @@ async fn found_people_come_in_pages() {
         }
         assert_eq!(found, expected, "{limit}");
     }
+}
+
+/// AUTH-15: with the password, everything that the role holds goes at once, the names are free, and the other parts are told.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erased_account_is_gone() {
+    let world = World::new();
+    let ann = world.joined("ann").await;
+    let bob = world.joined("bob").await;
+    let who = world.who(&ann).await.unwrap();
+    let people = &world.ports.people;
+    for (user, other) in [(ann.user.id, bob.user.id), (bob.user.id, ann.user.id)] {
+        let put = people.put(Relation::Contact, user, other, Timestamp(1), 10);
+        assert!(put.await.unwrap());
+    }
+    let push = PushTarget {
+        user: ann.user.id,
+        device: ann.device,
+        provider: PushProvider::Fcm,
+        token: "token".into(),
+        p256dh: None,
+        auth: None,
+    };
+    world.ports.push_targets.put(&push).await.unwrap();
+
+    for (password, field) in [(None, "is required"), (Some("wrong"), "is wrong")] {
+        let password = password.map(str::to_owned);
+        let refused = world.auth.erase(&who, password).await.unwrap_err();
+        assert_eq!(refused.fields[0].field, "password");
+        assert!(refused.fields[0].detail.contains(field));
+    }
+    assert!(world.who(&ann).await.is_ok());
+    world.auth.erase(&who, Some(PASSWORD.into())).await.unwrap();
+
+    assert!(world.who(&ann).await.is_err());
+    let id = ann.user.id;
+    assert!(world.auth.users(None, &[id]).await.unwrap().is_empty());
+    let named = world.auth.user_by_name(None, &ann.user.username).await;
+    assert_eq!(named.unwrap(), None);
+    let found = world.ports.people_index.find("an", None, 10).await.unwrap();
+    assert!(found.iter().all(|(_, user)| *user != id));
+    assert!(world.ports.sessions.list(id).await.unwrap().is_empty());
+    assert!(
+        world
+            .ports
+            .push_targets
+            .of_users(&[id])
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    for user in [id, bob.user.id] {
+        let contacts = people.list(Relation::Contact, user, None, 10).await;
+        assert!(contacts.unwrap().is_empty());
+    }
+    for trail in Trail::ALL {
+        let events = world.ports.security.list(trail, id, None, 10).await;
+        assert!(events.unwrap().is_empty());
+    }
+    let keys = &world.ports.person_keys;
+    let state = keys.of(&[id]).await.unwrap();
+    assert!(matches!(state[..], [(_, KeyState::Destroyed(_))]));
+    assert!(
+        keys.erasing(ErasurePart::Account, 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert_eq!(keys.erasing(ErasurePart::Rooms, 10).await.unwrap(), [id]);
+    let again = world.joined("ann").await;
+    assert_ne!(again.user.id, id);
+}
+
+/// AUTH-15: what was cut off right after it was noted is done by whoever finds the note.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_that_was_cut_off_goes_on() {
+    let world = World::new();
+    let ann = world.joined("ann").await;
+    let keys = &world.ports.person_keys;
+    keys.begin_erasing(ann.user.id, Timestamp(1)).await.unwrap();
+    world.auth.erase_those_waiting().await.unwrap();
+    assert!(world.who(&ann).await.is_err());
+    let users = world.auth.users(None, &[ann.user.id]).await.unwrap();
+    assert!(users.is_empty());
+    assert!(
+        keys.erasing(ErasurePart::Account, 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }

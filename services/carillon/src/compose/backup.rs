@@ -84,9 +84,18 @@ async fn save(options: Backup) -> Result<(), Failure> {
         }
         return Err(error.into());
     }
+    let erased = writer.erased();
     let manifest = writer.end().await?;
     println!("{} in {to}: {}", manifest.backup, amounts(&manifest));
     report(options.report.as_deref(), to, &manifest)?;
+    match carillon_backup::forget(&*store, &manifest.cluster, &erased).await {
+        Ok(0) => {}
+        Ok(_) => println!("people who were erased can't be read in older backups any more"),
+        // The next backup tries again.
+        Err(error) => eprintln!(
+            "carillon: people who were erased can still be read in older backups: {error}"
+        ),
+    }
     let keep = Keep {
         last: options.keep_last.map(usize::from),
         age: options
@@ -177,6 +186,7 @@ async fn open(platform: &Found, patience: u64) -> Result<Opened, Failure> {
     Ok(Opened::Here(Source {
         archive: stores.archive,
         accounts: stores.accounts,
+        person_keys: stores.person_keys,
         people: stores.people,
         rooms: stores.rooms,
         log: stores.log,
@@ -190,6 +200,7 @@ pub fn of_embedded(stores: &embedded::Stores) -> Source {
     Source {
         archive: stores.archive.clone(),
         accounts: stores.accounts.clone(),
+        person_keys: stores.person_keys.clone(),
         people: stores.people.clone(),
         rooms: stores.rooms.clone(),
         log: stores.log.clone(),

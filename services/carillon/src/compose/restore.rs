@@ -30,6 +30,7 @@ pub async fn restore(options: Restore) -> Result<(), Failure> {
             archive: stores.archive,
             accounts: stores.accounts,
             people_index: stores.people_index,
+            person_keys: stores.person_keys,
             people: stores.people,
             push_targets: stores.push_targets,
             media: stores.media_index,
@@ -49,6 +50,7 @@ pub async fn restore(options: Restore) -> Result<(), Failure> {
             archive: stores.archive,
             accounts: stores.accounts,
             people_index: stores.people_index,
+            person_keys: stores.person_keys,
             people: stores.people,
             push_targets: stores.push_targets,
             media: stores.media_index,
@@ -64,7 +66,7 @@ pub async fn restore(options: Restore) -> Result<(), Failure> {
         stores.close().await?;
     }
     println!(
-        "{} is restored. Keys and sessions are no part of a backup: everybody logs in again.",
+        "{} is restored. Signing keys and sessions are no part of a backup: everybody logs in again.",
         manifest.backup
     );
     report(options.report.as_deref(), &options.from, &manifest)

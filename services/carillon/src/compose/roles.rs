@@ -1,9 +1,12 @@
 //! One function per role: ports in, service out.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use carillon_adapters::limits::{Fallback, MemoryLimiter};
+use carillon_adapters::{
+    limits::{Fallback, MemoryLimiter},
+    sealed::Sealed,
+};
 use carillon_auth::{
     Auth, AuthOptions, DevOtp, OtpProvider, PasswordOptions, People, SigningKeys, Verifier,
     VerifyingKeys,
@@ -32,6 +35,7 @@ use carillon_presence::{PresenceOptions, PresenceRole};
 use carillon_rpc::{RoleNames, Tls};
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     reach,
@@ -120,6 +124,7 @@ pub fn auth(
         people: wide.people.clone(),
         people_index: wide.people_index.clone(),
         security: wide.security.clone(),
+        person_keys: wide.person_keys.clone(),
         push_targets: wide.push_targets.clone(),
         sessions: fast.sessions.clone(),
         ephemeral: fast.ephemeral.clone(),
@@ -137,6 +142,30 @@ pub fn auth(
         Some(mail) => auth.with_mail(reach::mail(&config.cluster, mail)?),
         None => auth,
     }))
+}
+
+/// Goes on with erasures of accounts that were cut off, until the stop.
+pub fn erasing_accounts(
+    auth: Arc<Auth>,
+    stop: CancellationToken,
+) -> impl Future<Output = Result<(), Infallible>> + Send {
+    async move {
+        stop.run_until_cancelled(auth.erase_pending()).await;
+        Ok(())
+    }
+}
+
+/// Removes uploads of people whose accounts are erased, until the stop.
+pub fn erasing_uploads(
+    media: Arc<MediaRole>,
+    wide: &WideStore,
+    stop: CancellationToken,
+) -> impl Future<Output = Result<(), Infallible>> + Send + use<> {
+    let keys = wide.person_keys.clone();
+    async move {
+        stop.run_until_cancelled(media.erase(keys.as_ref())).await;
+        Ok(())
+    }
 }
 
 /// Contacts and blocks; a part of the auth role.
@@ -176,7 +205,7 @@ pub fn message(
     peers: Option<Arc<dyn MessageService>>,
 ) -> Arc<dyn MessageService> {
     let ports = MessagePorts {
-        log: wide.log.clone(),
+        log: Arc::new(Sealed::new(wide.log.clone(), wide.person_keys.clone())),
         rooms: wide.rooms.clone(),
         accounts: wide.accounts.clone(),
         people: wide.people.clone(),
@@ -185,6 +214,7 @@ pub fn message(
         push_queue: queue,
         clock: clock(),
         ownership,
+        person_keys: wide.person_keys.clone(),
     };
     MessageRole::start(MessageOptions::default(), ports, replica, peers)
 }
@@ -195,7 +225,7 @@ pub fn media(
     wide: &WideStore,
     blobs: Arc<dyn BlobStore>,
     messages: Arc<dyn MessageService>,
-) -> Arc<dyn MediaService> {
+) -> Arc<MediaRole> {
     let options = MediaOptions {
         max_upload_bytes: config.media.max_upload_bytes,
     };

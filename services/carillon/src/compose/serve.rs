@@ -313,7 +313,8 @@ async fn start_roles(
                 let auth = roles::auth(config, keys, connected.wide()?, &connected.fast)?;
                 follow_signing_keys(&mut reload, config, auth.clone());
                 services.auth = Some(AuthServer::new(auth.clone(), connected.verifier.clone()));
-                services.account = Some(AccountServer::new(auth));
+                services.account = Some(AccountServer::new(auth.clone()));
+                tasks.spawn("erasing", roles::erasing_accounts(auth, stop.clone()));
                 let people = roles::people(connected.wide()?, &connected.fast);
                 services.people = Some(PeopleServer::new(people));
                 config.auth.grpc_port
@@ -328,7 +329,11 @@ async fn start_roles(
             Role::Media => {
                 let blobs = connected.blobs()?;
                 let media = roles::media(config, connected.wide()?, blobs, routed.clone());
-                services.media = Some(MediaServer::new(media, max_upload_bytes));
+                services.media = Some(MediaServer::new(media.clone(), max_upload_bytes));
+                tasks.spawn(
+                    "erasing uploads",
+                    roles::erasing_uploads(media, connected.wide()?, stop.clone()),
+                );
                 config.media.grpc_port
             }
             Role::Notification => {

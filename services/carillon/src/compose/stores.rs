@@ -6,8 +6,9 @@ use carillon_adapters::{embedded, object, rabbitmq, redis, scylla};
 use carillon_crds::config::{BlobConfig, ExternalStores, ScyllaConfig};
 use carillon_domain::ports::Probe;
 use carillon_domain::ports::{
-    AccountStore, Bus, Ephemeral, MediaIndex, PeopleIndex, PeopleStore, PresenceStore, PushQueue,
-    PushTargetStore, RateLimiter, ReplicaRegistry, RoomLog, RoomStore, SecurityLog, SessionStore,
+    AccountStore, Bus, Ephemeral, MediaIndex, PeopleIndex, PeopleStore, PersonKeys, PresenceStore,
+    PushQueue, PushTargetStore, RateLimiter, ReplicaRegistry, RoomLog, RoomStore, SecurityLog,
+    SessionStore,
 };
 use carillon_runtime::ready::Dependency;
 use tokio_util::sync::CancellationToken;
@@ -25,8 +26,10 @@ pub struct WideStore {
     pub accounts: Arc<dyn AccountStore>,
     pub security: Arc<dyn SecurityLog>,
     pub people_index: Arc<dyn PeopleIndex>,
+    pub person_keys: Arc<dyn PersonKeys>,
     pub people: Arc<dyn PeopleStore>,
     pub rooms: Arc<dyn RoomStore>,
+    /// As it lies in the store: content is sealed in it.
     pub log: Arc<dyn RoomLog>,
     pub push_targets: Arc<dyn PushTargetStore>,
     pub media_index: Arc<dyn MediaIndex>,
@@ -62,6 +65,7 @@ pub fn open_embedded(directory: &Path) -> Result<EmbeddedStores, Failure> {
         accounts: stores.accounts,
         security: stores.security,
         people_index: stores.people_index,
+        person_keys: stores.person_keys,
         people: stores.people,
         rooms: stores.rooms,
         log: stores.log,
@@ -183,6 +187,7 @@ impl LateStores {
             accounts: stores.accounts,
             security: stores.security,
             people_index: stores.people_index,
+            person_keys: stores.person_keys,
             people: stores.people,
             rooms: stores.rooms,
             log: stores.log,

@@ -97,11 +97,11 @@ pub async fn up(options: Up) -> Result<(), Failure> {
     let max_upload_bytes = usize::try_from(config.media.max_upload_bytes).unwrap_or(usize::MAX);
     let services = RoleServices {
         auth: Some(AuthServer::new(auth.clone(), verifier)),
-        account: Some(AccountServer::new(auth)),
+        account: Some(AccountServer::new(auth.clone())),
         people: Some(PeopleServer::new(people)),
         message: Some(MessageServer::new(messages)),
         presence: Some(PresenceServer::new(told)),
-        media: Some(MediaServer::new(media, max_upload_bytes)),
+        media: Some(MediaServer::new(media.clone(), max_upload_bytes)),
         notification: Some(NotificationServer::new(notification.clone())),
     };
 
@@ -134,6 +134,14 @@ pub async fn up(options: Up) -> Result<(), Failure> {
     tasks.spawn(
         "backups",
         super::backup_socket::serve(data_dir.clone(), source, stop.clone()),
+    );
+    tasks.spawn(
+        "erasing",
+        roles::erasing_accounts(auth.clone(), stop.clone()),
+    );
+    tasks.spawn(
+        "erasing uploads",
+        roles::erasing_uploads(media.clone(), &wide, stop.clone()),
     );
     let sweeping = stop.clone();
     tasks.spawn("presence", async move { presence.run(sweeping).await });

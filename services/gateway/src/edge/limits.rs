@@ -14,6 +14,9 @@ use crate::{
     options::{GatewayOptions, Services},
 };
 
+/// Each reads all rooms of a person.
+const EXPORTS_PER_DAY: u32 = 5;
+
 /// One limit of requests.
 pub struct Rate {
     /// `None`: no limit.
@@ -76,6 +79,8 @@ pub struct Limits {
     pub requests: Rate,
     /// Requests with a token, by user.
     pub user_requests: Rate,
+    /// Exports of one's own data, by user.
+    pub exports: Rate,
     /// Messages on sockets, by user (RT-09).
     messages: Ahead,
     /// Other frames on sockets, by user, in this gateway.
@@ -114,6 +119,11 @@ impl Limits {
                 policy("user_requests", options.user_requests_per_minute, minute),
                 shared,
                 of_user,
+            ),
+            exports: Rate::new(
+                policy("exports", EXPORTS_PER_DAY, minute * 60 * 24),
+                shared,
+                "too many exports, come back tomorrow",
             ),
             messages: Ahead::new(policy("messages", burst, window), shared.clone()),
             // Typing, reads, pings: cheaper than messages, but not free. Too cheap to count them together.

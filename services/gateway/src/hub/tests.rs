@@ -324,7 +324,7 @@ async fn catching_up_ends_with_the_membership() {
         .await
         .unwrap();
     let user = bob.user;
-    let left = town.append(room, ann.user, EventBody::Left { user });
+    let left = town.append(room, ann.user, EventBody::left(user));
     town.tell(&left);
     town.say(room, ann.user, "among us");
     while hub.0.rooms_of(room).last(room) != Some(Sequence(12)) {
@@ -348,7 +348,7 @@ async fn catching_up_goes_on_for_who_came_back() {
     let (ann, bob) = (somebody(), somebody());
     let room = town.room(&[ann.user, bob.user]);
     let user = bob.user;
-    town.append(room, ann.user, EventBody::Left { user });
+    town.append(room, ann.user, EventBody::left(user));
     for _ in 4..=80 {
         town.store(room, ann.user, "x");
     }
@@ -686,7 +686,7 @@ async fn a_removed_member_gets_nothing_more() {
         let a = follow(&hub, ann, &[]).await;
         let b = follow(&hub, bob, &[]).await;
         let user = bob.user;
-        let left = town.append(room, ann.user, EventBody::Left { user });
+        let left = town.append(room, ann.user, EventBody::left(user));
         let removed = Signal::RoomRemoved { user, room };
         if signal_first {
             town.publish(Topic::of_user(user), &removed);

@@ -389,6 +389,11 @@ function apply(type, payload) {
     case 'user_joined': line?.notes.push({ sequence: payload.sequence, user: payload.user_id, what: 'joined' }); if (!room) loadRooms().catch(() => {}); break;
     case 'user_left':
       line?.notes.push({ sequence: payload.sequence, user: payload.user_id, what: 'left' });
+      if (payload.reason === 'erased') {
+        for (const message of line?.messages.values() || []) {
+          if (message.sender_id === payload.user_id) Object.assign(message, { content: '', deleted_at: payload.time });
+        }
+      }
       if (payload.user_id === session.user.id) forgetRoom(payload.room_id);
       break;
     case 'room_deleted': forgetRoom(payload.room_id); break;

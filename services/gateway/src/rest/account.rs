@@ -10,12 +10,12 @@ use uuid::Uuid;
 
 use super::{next_cursor, page_limit};
 use crate::{
-    edge::{Caller, JsonBody, Problem, QueryParams, RequestContext, client_info},
+    edge::{Caller, JsonBody, OptionalJsonBody, Problem, QueryParams, RequestContext, client_info},
     gateway::App,
     wire::{
-        EmailRequest, EmailVerifyRequest, ListQuery, Page, PasswordForgotRequest, PasswordRequest,
-        PasswordResetRequest, ProfilePatch, SearchParameters, SecurityEventJson, UserJson,
-        UsernameRequest,
+        EmailRequest, EmailVerifyRequest, EraseRequest, ListQuery, Page, PasswordForgotRequest,
+        PasswordRequest, PasswordResetRequest, ProfilePatch, SearchParameters, SecurityEventJson,
+        UserJson, UsernameRequest,
     },
 };
 
@@ -152,5 +152,14 @@ pub async fn reset_password(
     accounts
         .reset_password(&request.token, request.new_password, client)
         .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn erase(
+    State(app): State<App>,
+    Caller(who): Caller,
+    OptionalJsonBody(request): OptionalJsonBody<EraseRequest>,
+) -> Result<StatusCode, Problem> {
+    app.services.accounts.erase(&who, request.password).await?;
     Ok(StatusCode::NO_CONTENT)
 }

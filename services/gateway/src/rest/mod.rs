@@ -4,6 +4,7 @@ mod account;
 mod auth;
 mod contacts;
 mod direct;
+mod export;
 mod media;
 mod messages;
 mod outside;
@@ -76,13 +77,24 @@ fn api() -> Router<App> {
         .route("/auth/refresh", post(auth::refresh))
         .route("/auth/logout", post(auth::logout))
         .route("/auth/logout-all", post(auth::logout_all))
-        .route("/auth/me", get(auth::me).patch(account::change_profile))
-        .route("/users/me", get(auth::me).patch(account::change_profile))
+        .route(
+            "/auth/me",
+            get(auth::me)
+                .patch(account::change_profile)
+                .delete(account::erase),
+        )
+        .route(
+            "/users/me",
+            get(auth::me)
+                .patch(account::change_profile)
+                .delete(account::erase),
+        )
         .route("/users/search", get(account::search))
         .route("/auth/sessions", get(auth::sessions))
         .route("/auth/sessions/{id}", delete(auth::end_session))
         .route("/auth/login-history", get(account::login_history))
         .route("/auth/security-events", get(account::security_events))
+        .route("/auth/me/export", get(export::export))
         .route("/auth/username", patch(account::change_username))
         .route("/auth/email", patch(account::change_email))
         .route("/auth/password", patch(account::change_password))

@@ -244,7 +244,9 @@ fn event_json(event: &RoomEvent) -> (&'static str, EventJson<'_>) {
                 by: event.actor,
             },
         ),
-        EventBody::Left { user } => ("user_left", left(Some(*user), None)),
+        EventBody::Left { user, erased } => {
+            ("user_left", left(Some(*user), erased.then_some("erased")))
+        }
         // A client that knows of no bans sees them leave.
         EventBody::Banned { user } => ("user_left", left(Some(*user), Some("banned"))),
         EventBody::Unbanned { user } => ("user_unbanned", concerning(user, None)),
@@ -632,7 +634,7 @@ mod tests {
                 user: BOB,
                 role: Role::Member,
             }),
-            event(EventBody::Left { user: BOB }),
+            event(EventBody::left(BOB)),
             event(EventBody::Invited { user: BOB }),
             event(EventBody::Banned { user: BOB }),
             event(EventBody::Unbanned { user: BOB }),

@@ -92,6 +92,12 @@ pub struct PasswordRequest {
     pub new_password: String,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EraseRequest {
+    pub password: Option<String>,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EmailVerifyRequest {

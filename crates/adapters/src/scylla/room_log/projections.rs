@@ -39,7 +39,7 @@ impl Inner {
         for event in events {
             match &event.body {
                 EventBody::Joined { user, .. }
-                | EventBody::Left { user }
+                | EventBody::Left { user, .. }
                 | EventBody::Banned { user } => {
                     by_member
                         .entry((event.room, *user))
@@ -327,12 +327,7 @@ mod tests {
     }
 
     fn left(sequence: u64) -> RoomEvent {
-        event(
-            sequence,
-            EventBody::Left {
-                user: UserId::new(),
-            },
-        )
+        event(sequence, EventBody::left(UserId::new()))
     }
 
     #[test]
