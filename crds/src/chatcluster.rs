@@ -110,6 +110,9 @@ pub struct ChatClusterSpec {
     /// Push to devices without a live socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notification: Option<NotificationSpec>,
+    /// Mail to people: confirmation of addresses, forgotten passwords. Default: none is sent, and nobody can set a forgotten password anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mail: Option<MailSpec>,
     /// ScyllaDB (or Apache Cassandra): messages and accounts. Default: `managed: {}`, for development. `carillon up` embeds its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scylla: Option<ScyllaSpec>,
@@ -393,6 +396,51 @@ pub struct ProviderSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^https?://"))]
     pub base_url: Option<String>,
+}
+
+/// Mail to people, over SMTP. With it an address is an account's only once its owner has opened the link that is mailed there.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(
+    crates(kube_core = "::kube_core"),
+    validation = Rule::new("!(has(self.security) && self.security == 'none' && has(self.secretName))").message("spec.mail: security none would send the Secret's password in the clear; give one").field_path(".security"),
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MailSpec {
+    /// The SMTP server; its certificate must be for this name or address.
+    #[schemars(length(min = 1, max = 253))]
+    pub host: String,
+    /// Its port. Default: 587; 465 with `security: tls`, 25 with `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<u32>,
+    /// How the connection is secured: `startTls`, `tls` or `none`. Default: startTls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security: Option<MailSecurity>,
+    /// The sender's address. The name beside it is the ChatCluster's.
+    #[schemars(regex(pattern = r"^[^@\s<>]+@[^@\s<>]+$"))]
+    pub from: String,
+    /// A Secret with `username` and `password`, if the server wants a login, and `ca.crt`, if its certificate isn't signed by one of the web's
+    /// authorities. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub secret_name: Option<String>,
+    /// Where links in mails lead. Default: `https://` and `spec.gateway.host`; needed without that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^https?://"))]
+    pub public_url: Option<String>,
+}
+
+/// How the connection to the mail server is secured: `startTls`, `tls` or `none`. Default: startTls.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub enum MailSecurity {
+    /// Must change to TLS before anything is said.
+    #[default]
+    StartTls,
+    /// TLS from the first byte.
+    Tls,
+    /// None: for a server beside the cluster that wants no login.
+    None,
 }
 
 /// Cost of a password hash (Argon2id). Existing hashes are upgraded at the next login.
@@ -828,6 +876,12 @@ impl ChatClusterSpec {
                 .as_ref()
                 .and_then(|auth| auth.otp.as_ref())
                 .map(|otp| &otp.twilio.secret_name),
+        );
+        note(
+            "spec.mail.secretName",
+            self.mail
+                .as_ref()
+                .and_then(|mail| mail.secret_name.as_ref()),
         );
         note(
             "spec.media.store.s3.secretName",

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::chatcluster::{LimitAlgorithm, WithoutRedis};
+use crate::chatcluster::{LimitAlgorithm, MailSecurity, WithoutRedis};
 
 /// Where a pod finds its configuration.
 pub const CONFIG_FILE: &str = "/etc/carillon/config.yaml";
@@ -49,6 +49,9 @@ pub struct PlatformConfig {
     pub media: MediaConfig,
     /// Push.
     pub notification: NotificationConfig,
+    /// Mail to people, when configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mail: Option<MailConfig>,
     /// Where data lives.
     pub stores: StoresConfig,
     /// Where the other roles are; `None` when all are in this process.
@@ -236,6 +239,25 @@ pub struct NotificationConfig {
     /// Apple Push Notification service, when configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub apns: Option<ProviderConfig>,
+}
+
+/// Mail to people, over SMTP.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MailConfig {
+    /// The server.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// How the connection is secured.
+    pub security: MailSecurity,
+    /// The sender's address.
+    pub from: String,
+    /// Where links lead.
+    pub public_url: String,
+    /// Directory with the files `username` and `password` (both or none) and `ca.crt` (optional).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_dir: Option<PathBuf>,
 }
 
 /// Where data lives.

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use k8s_openapi::api::core::v1::ResourceRequirements;
 
-use crate::chatcluster::{Autoscaling, ChatClusterSpec, ProviderSpec};
+use crate::chatcluster::{Autoscaling, ChatClusterSpec, MailSecurity, ProviderSpec};
 use crate::config::*;
 use crate::managed::{self, ManagedStore};
 use crate::problem::FieldProblem;
@@ -75,6 +75,7 @@ pub fn platform_config(
         presence: presence(spec, &mut check),
         media: media(spec, &places, &mut check),
         notification: notification(spec, &places, &mut check),
+        mail: mail(spec, &places, &mut check),
         stores: stores(spec, &places, &mut check),
         peers: places.peers(),
         keys: places.keys(),
@@ -486,6 +487,78 @@ fn notification(
         fcm: provider("spec.notification.fcm", "fcm", notification.fcm.as_ref()),
         apns: provider("spec.notification.apns", "apns", notification.apns.as_ref()),
     }
+}
+
+fn mail(spec: &ChatClusterSpec, places: &Places<'_>, check: &mut Check) -> Option<MailConfig> {
+    let mail = spec.mail.as_ref()?;
+    let security = mail.security.unwrap_or_default();
+    if mail.host.is_empty() || mail.host.contains(|c: char| c.is_whitespace() || c == '/') {
+        check.problem(
+            "spec.mail.host",
+            format!("{:?} is no server", mail.host),
+            "a host name or address, e.g. smtp.example.com",
+        );
+    }
+    let default_port = match security {
+        MailSecurity::StartTls => 587,
+        MailSecurity::Tls => 465,
+        MailSecurity::None => 25,
+    };
+    let port = check.between("spec.mail.port", mail.port, default_port, (1, 65_535));
+    if !is_mail_address(&mail.from) {
+        check.problem(
+            "spec.mail.from",
+            format!("{:?} is no address", mail.from),
+            "an e-mail address, e.g. chat@example.com",
+        );
+    }
+    if let Some(name) = &mail.secret_name {
+        check.secret_name("spec.mail.secretName", name);
+        if security == MailSecurity::None {
+            check.problem(
+                "spec.mail.security",
+                "none would send the Secret's password in the clear",
+                "startTls or tls, or no spec.mail.secretName",
+            );
+        }
+    }
+    let host = spec
+        .gateway
+        .as_ref()
+        .and_then(|gateway| gateway.host.as_ref());
+    let public_url = match (&mail.public_url, host) {
+        (Some(url), _) => {
+            check.url("spec.mail.publicUrl", url, &["http", "https"]);
+            url.clone()
+        }
+        (None, Some(host)) => format!("https://{host}"),
+        (None, None) => {
+            check.problem(
+                "spec.mail.publicUrl",
+                "is missing, and without spec.gateway.host nothing says where links lead",
+                "https://…",
+            );
+            String::new()
+        }
+    };
+    Some(MailConfig {
+        host: mail.host.clone(),
+        port: u16::try_from(port).unwrap_or(u16::MAX),
+        security,
+        from: mail.from.clone(),
+        public_url,
+        credentials_dir: mail
+            .secret_name
+            .as_ref()
+            .map(|name| places.credentials("mail", name)),
+    })
+}
+
+fn is_mail_address(text: &str) -> bool {
+    let unfit = |c: char| c.is_whitespace() || c.is_control() || "<>@".contains(c);
+    text.split_once('@').is_some_and(|(local, domain)| {
+        !local.is_empty() && !domain.is_empty() && !local.contains(unfit) && !domain.contains(unfit)
+    })
 }
 
 fn stores(spec: &ChatClusterSpec, places: &Places<'_>, check: &mut Check) -> StoresConfig {
@@ -1315,6 +1388,19 @@ pub(crate) mod tests {
             (
                 "{auth: {devMode: true, otp: {twilio: {secretName: t}}}}",
                 vec!["spec.auth.devMode"],
+            ),
+            (
+                "{mail: {host: smtp.example.com, from: nobody}}",
+                vec!["spec.mail.from", "spec.mail.publicUrl"],
+            ),
+            (
+                "{mail: {host: 'smtp://h', port: 0, from: a@b.c, security: none, secretName: s, publicUrl: h}}",
+                vec![
+                    "spec.mail.host",
+                    "spec.mail.port",
+                    "spec.mail.security",
+                    "spec.mail.publicUrl",
+                ],
             ),
             (
                 "{auth: {argon2: {memoryKib: 1}}}",

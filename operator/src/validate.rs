@@ -140,13 +140,6 @@ fn order_of_version(
 /// What the API has a place for and the roles of this release refuse at start: said here, not by a pod that crashes.
 fn unsupported(spec: &ChatClusterSpec) -> Vec<FieldProblem> {
     let mut problems = Vec::new();
-    if spec.auth.as_ref().is_some_and(|auth| auth.otp.is_some()) {
-        problems.push(FieldProblem::new(
-            "spec.auth.otp.twilio",
-            "this release has no Twilio provider",
-            "leave it out; phone login is then refused",
-        ));
-    }
     if spec
         .notification
         .as_ref()
@@ -217,7 +210,7 @@ mod tests {
             .into_iter()
             .map(|problem| problem.field)
             .collect();
-        assert_eq!(fields, ["spec.auth.otp.twilio", "spec.notification.apns"]);
+        assert_eq!(fields, ["spec.notification.apns"]);
         assert!(unsupported(&ChatClusterSpec::default()).is_empty());
     }
 

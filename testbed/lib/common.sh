@@ -32,6 +32,7 @@ prometheus_dir() { echo "$CARILLON_CACHE/prometheus-$(made_from "$TESTBED"/tools
 kubeconform_dir() { echo "$CARILLON_CACHE/kubeconform-$(made_from "$TESTBED"/tools/kubeconform/{go.mod,go.sum})"; }
 tiltfile_dir() { echo "$CARILLON_CACHE/tiltfile-$(made_from "$TESTBED"/tools/tiltfile/{go.mod,go.sum,main.go})"; }
 definitions_dir() { echo "$CARILLON_CACHE/definitions-$(made_from "$TESTBED/tools/definitions/pinned")"; }
+smtp_dir() { echo "$CARILLON_CACHE/smtp-$(made_from "$TESTBED"/tools/smtp/{requirements.txt,server.py})"; }
 cassandra_dir() { echo "$CARILLON_CACHE/cassandra-$(made_from "$TESTBED/tools/cassandra/pom.xml")"; }
 
 # needs DIR: the folder that install should have made.

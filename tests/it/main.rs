@@ -14,6 +14,7 @@ mod faults;
 mod grpc;
 mod layout;
 mod limits;
+mod mail;
 mod monitoring;
 mod moves;
 mod people;

@@ -29,11 +29,13 @@ pub enum SecurityEventKind {
     EmailChanged,
     /// The password was changed, or set for the first time.
     PasswordChanged,
+    /// The password was set anew by somebody who gets the account's mail; every session was ended.
+    PasswordReset,
 }
 
 impl SecurityEventKind {
     /// Every kind, for tables and tests.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::LoggedIn,
         Self::LoggedOut,
         Self::LoginFailed,
@@ -44,6 +46,7 @@ impl SecurityEventKind {
         Self::UsernameChanged,
         Self::EmailChanged,
         Self::PasswordChanged,
+        Self::PasswordReset,
     ];
 
     /// The stable text form.
@@ -59,6 +62,7 @@ impl SecurityEventKind {
             Self::UsernameChanged => "username_changed",
             Self::EmailChanged => "email_changed",
             Self::PasswordChanged => "password_changed",
+            Self::PasswordReset => "password_reset",
         }
     }
 

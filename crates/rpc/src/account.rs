@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use carillon_domain::{
     Error, Result,
-    account::{Identity, ProfileChange, User},
+    account::{ClientInfo, Identity, ProfileChange, User},
     security::{History, SecurityEvent, SecurityEventKind},
     services::{AccountService, FoundUsers},
 };
@@ -13,9 +13,9 @@ use tonic::{Request, Response, Status, transport::Channel};
 use uuid::Uuid;
 
 use crate::{
-    auth::{client_info_from_proto, client_info_to_proto, user, user_to_proto},
+    auth::{client_info, client_info_from_proto, client_info_to_proto, user, user_to_proto},
     connection::{self, Connection, Credentials, For},
-    gate::{Caller, handle},
+    gate::{self, Caller, handle},
     proto::auth::{
         self as pb, account_service_client::AccountServiceClient, account_service_server as server,
     },
@@ -163,6 +163,45 @@ impl server::AccountService for AccountServer {
                 .change_password(&caller.identity()?, current, new)
                 .await?;
             Ok(pb::ChangePasswordResponse {})
+        })
+        .await
+    }
+
+    async fn verify_email(
+        &self,
+        request: Request<pb::VerifyEmailRequest>,
+    ) -> Result<Response<pb::VerifyEmailResponse>, Status> {
+        let peer = gate::address(&request);
+        handle(request, |caller, verify| async move {
+            let client = client_info(caller, peer, verify.client);
+            self.service.verify_email(&verify.token, client).await?;
+            Ok(pb::VerifyEmailResponse {})
+        })
+        .await
+    }
+
+    async fn forgot_password(
+        &self,
+        request: Request<pb::ForgotPasswordRequest>,
+    ) -> Result<Response<pb::ForgotPasswordResponse>, Status> {
+        handle(request, |_, forgot| async move {
+            self.service.forgot_password(&forgot.email).await?;
+            Ok(pb::ForgotPasswordResponse {})
+        })
+        .await
+    }
+
+    async fn reset_password(
+        &self,
+        request: Request<pb::ResetPasswordRequest>,
+    ) -> Result<Response<pb::ResetPasswordResponse>, Status> {
+        let peer = gate::address(&request);
+        handle(request, |caller, reset| async move {
+            let client = client_info(caller, peer, reset.client);
+            self.service
+                .reset_password(&reset.token, reset.new_password, client)
+                .await?;
+            Ok(pb::ResetPasswordResponse {})
         })
         .await
     }
@@ -347,6 +386,51 @@ impl AccountService for AccountClient {
                 For::Identity(who),
                 request,
                 |mut c, r| async move { c.change_password(r).await },
+            )
+            .await?;
+        Ok(())
+    }
+
+    async fn verify_email(&self, token: &str, client: ClientInfo) -> Result<()> {
+        let request = pb::VerifyEmailRequest {
+            token: token.to_owned(),
+            client: Some(client_info_to_proto(client)),
+        };
+        self.rpc
+            .call("VerifyEmail", For::Nobody, request, |mut c, r| async move {
+                c.verify_email(r).await
+            })
+            .await?;
+        Ok(())
+    }
+
+    async fn forgot_password(&self, email: &str) -> Result<()> {
+        let request = pb::ForgotPasswordRequest {
+            email: email.to_owned(),
+        };
+        self.rpc
+            .call(
+                "ForgotPassword",
+                For::Nobody,
+                request,
+                |mut c, r| async move { c.forgot_password(r).await },
+            )
+            .await?;
+        Ok(())
+    }
+
+    async fn reset_password(&self, token: &str, new: String, client: ClientInfo) -> Result<()> {
+        let request = pb::ResetPasswordRequest {
+            token: token.to_owned(),
+            new_password: new,
+            client: Some(client_info_to_proto(client)),
+        };
+        self.rpc
+            .call(
+                "ResetPassword",
+                For::Nobody,
+                request,
+                |mut c, r| async move { c.reset_password(r).await },
             )
             .await?;
         Ok(())

@@ -524,7 +524,7 @@ fn on_behalf_of(viewer: Option<UserId>) -> For<'static> {
 // === values ===
 
 /// The gateway's word on the client's address is taken; others are known by their connection.
-fn client_info(
+pub(crate) fn client_info(
     caller: Caller,
     peer: Option<SocketAddr>,
     client: Option<pb::ClientInfo>,

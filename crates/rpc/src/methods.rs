@@ -48,25 +48,31 @@ fn callers_of(service: &str) -> &'static [PeerRole] {
 }
 
 /// Methods that need no credentials (AUTH-16).
-const PUBLIC: [&str; 9] = [
+const PUBLIC: [&str; 12] = [
     "/carillon.auth.v1.AuthService/Register",
     "/carillon.auth.v1.AuthService/Login",
     "/carillon.auth.v1.AuthService/SendOTP",
     "/carillon.auth.v1.AuthService/VerifyOTP",
     "/carillon.auth.v1.AuthService/RefreshToken",
     "/carillon.auth.v1.AuthService/ValidateToken",
+    "/carillon.auth.v1.AccountService/VerifyEmail",
+    "/carillon.auth.v1.AccountService/ForgotPassword",
+    "/carillon.auth.v1.AccountService/ResetPassword",
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
 ];
 
 /// Public methods that try a secret, or make somebody else work: strangers are let in only so often.
-const GUESSABLE: [&str; 5] = [
+const GUESSABLE: [&str; 8] = [
     "/carillon.auth.v1.AuthService/Register",
     "/carillon.auth.v1.AuthService/Login",
     "/carillon.auth.v1.AuthService/SendOTP",
     "/carillon.auth.v1.AuthService/VerifyOTP",
     "/carillon.auth.v1.AuthService/RefreshToken",
+    "/carillon.auth.v1.AccountService/VerifyEmail",
+    "/carillon.auth.v1.AccountService/ForgotPassword",
+    "/carillon.auth.v1.AccountService/ResetPassword",
 ];
 
 /// Methods that take the word of a gateway for something, or answer without regard to a reader.

@@ -255,7 +255,8 @@ rabbitmq: {external: {url: 'amqp://rabbitmq:5672'}}
     pub(crate) const FULL: &str = "
 image: {pullPolicy: Never, pullSecrets: [registry]}
 gateway: {host: chat.example.com, tls: {secretName: town-tls}, ingressClassName: nginx, port: 80, drain: 45s, autoscaling: {minReplicas: 2, maxReplicas: 8}}
-auth: {replicas: 3, resources: {requests: {cpu: 200m, memory: 512Mi}, limits: {memory: 2Gi}}}
+auth: {replicas: 3, otp: {twilio: {secretName: twilio}}, resources: {requests: {cpu: 200m, memory: 512Mi}, limits: {memory: 2Gi}}}
+mail: {host: smtp.example.com, from: chat@example.com, secretName: smtp}
 message: {autoscaling: {minReplicas: 3, maxReplicas: 12, target: {connections: 20000}}}
 media: {store: {s3: {bucket: town, endpoint: 'https://s3.example.com', secretName: s3}}}
 notification: {fcm: {secretName: fcm}, webPush: {secretName: vapid}}

@@ -127,6 +127,11 @@ impl Volumes {
                 if let Some(otp) = spec.auth.as_ref().and_then(|auth| auth.otp.as_ref()) {
                     volumes.add_secret("twilio", &otp.twilio.secret_name);
                 }
+                if let Some(mail) = &spec.mail
+                    && let Some(secret_name) = &mail.secret_name
+                {
+                    volumes.add_secret("mail", secret_name);
+                }
             }
             Role::Media => volumes.add_media_store(order),
             Role::Notification => {

@@ -232,7 +232,7 @@ const PARTS: &[(&str, &[&str])] = &[
             "{replicas: 3, accessTokenTtl: 5m}",
             "{accessTokenTtl: soon}",
             "{replicas: -1}",
-            "{otp: {twilio: {secretName: t}}}",
+            "{devMode: true, otp: {twilio: {secretName: t}}}",
         ],
     ),
     (

@@ -15,6 +15,7 @@ use crate::{
     limits::{self, Limit},
     names,
     password::Verdict,
+    post::Errand,
     service::{Auth, check_email, check_new_password, check_username},
 };
 
@@ -55,6 +56,12 @@ impl Auth {
         check_email(&mut problems, &email);
         problems.into_result()?;
         let mut account = self.admit(who, password, "password").await?;
+        if let Some(post) = &self.post {
+            // Changed once it is confirmed: see `recovery`.
+            let (user, address) = (who.user, email);
+            post.ask(Errand::Confirm { user, address });
+            return self.end_others(who).await.map(drop);
+        }
         self.rename(&mut account, NameKind::Email, &email).await?;
         self.note_change(who, SecurityEventKind::EmailChanged).await;
         self.end_others(who).await.map(drop)
@@ -140,7 +147,12 @@ impl Auth {
         limits::count(self.ports.ephemeral.as_ref(), &key, CHANGES, detail).await
     }
 
-    async fn rename(&self, account: &mut Account, kind: NameKind, new: &str) -> Result<()> {
+    pub(crate) async fn rename(
+        &self,
+        account: &mut Account,
+        kind: NameKind,
+        new: &str,
+    ) -> Result<()> {
         let old = account.name(kind).map(str::to_owned);
         if old.as_deref() == Some(new) {
             return Ok(());

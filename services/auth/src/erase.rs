@@ -8,7 +8,10 @@ use carillon_domain::{
 };
 use tokio::time::MissedTickBehavior;
 
-use crate::service::Auth;
+use crate::{
+    post::{self, Purpose},
+    service::Auth,
+};
 
 /// How often to look for people whose erasure was cut off.
 const EVERY: Duration = Duration::from_secs(10);
@@ -71,6 +74,10 @@ impl Auth {
             }
         }
         ports.accounts.erase(user).await?;
+        // An address that was never confirmed stands there.
+        for purpose in Purpose::ALL {
+            post::spend(ports.ephemeral.as_ref(), purpose, user).await?;
+        }
         ports.security.forget(user).await?;
         ports.person_keys.erased(ErasurePart::Account, user).await
     }

@@ -178,6 +178,21 @@ impl AccountService for Auth {
         self.replace_password(who, current, new).await
     }
 
+    #[tracing::instrument(name = "auth.verify_email", skip_all)]
+    async fn verify_email(&self, token: &str, client: ClientInfo) -> Result<()> {
+        self.confirm_email(token, client).await
+    }
+
+    #[tracing::instrument(name = "auth.forgot_password", skip_all)]
+    async fn forgot_password(&self, email: &str) -> Result<()> {
+        self.mail_reset(email).await
+    }
+
+    #[tracing::instrument(name = "auth.reset_password", skip_all)]
+    async fn reset_password(&self, token: &str, new: String, client: ClientInfo) -> Result<()> {
+        self.set_forgotten_password(token, new, client).await
+    }
+
     #[tracing::instrument(name = "auth.erase", skip_all)]
     async fn erase(&self, who: &Identity, password: Option<String>) -> Result<()> {
         self.erase_own(who, password).await

@@ -34,10 +34,12 @@ use crate::{
     history::Notes,
     keys::{SigningKeys, VerifyingKeys},
     limits::{self, Limit},
+    mail::MailOptions,
     names,
     otp::OtpProvider,
     password::{PasswordOptions, Passwords, Verdict},
     people::is_hidden_from,
+    post::{Errand, Post},
     token::{Claims, TokenKind},
     verifier::refuse_revoked,
 };
@@ -155,6 +157,7 @@ pub struct Auth {
     pub(crate) passwords: Passwords,
     pub(crate) notes: Notes,
     otp: Option<Arc<dyn OtpProvider>>,
+    pub(crate) post: Option<Post>,
 }
 
 /// Keys that sign, and what they verify: replaced as one.
@@ -220,7 +223,17 @@ impl Auth {
             options,
             ports,
             otp,
+            post: None,
         })
+    }
+
+    /// Writes to people: addresses are confirmed before they are an account's, and forgotten passwords can be set anew. Must be called
+    /// within a runtime.
+    #[must_use]
+    pub fn with_mail(mut self, mail: MailOptions) -> Self {
+        let (accounts, ephemeral) = (self.ports.accounts.clone(), self.ports.ephemeral.clone());
+        self.post = Some(Post::open(accounts, ephemeral, mail));
+        self
     }
 
     /// The JWK set of this role's keys, for `/.well-known/jwks.json`.
@@ -657,11 +670,20 @@ impl AuthService for Auth {
         check_email(&mut problems, &email);
         check_new_password(&mut problems, "password", &password);
         problems.into_result()?;
+        // Where mail is set up, whoever has an address is told of it, and nobody else: it is the account's once it is confirmed.
+        let (email, to_confirm) = match &self.post {
+            Some(post) => (None, Some((post, email))),
+            None => (Some(email), None),
+        };
         // The store decides; asking first saves the hashing, and names every field that is taken.
-        let (by_name, by_email) = futures::try_join!(
-            self.ports.accounts.by_username(&username),
-            self.ports.accounts.by_email(&email)
-        )?;
+        let by_email = async {
+            match &email {
+                Some(email) => self.ports.accounts.by_email(email).await,
+                None => Ok(None),
+            }
+        };
+        let (by_name, by_email) =
+            futures::try_join!(self.ports.accounts.by_username(&username), by_email)?;
         let mut taken = Error::new(ErrorCode::AlreadyExists, "the account exists already");
         for (field, found) in [("username", by_name), ("email", by_email)] {
             if found.is_some() {
@@ -679,11 +701,15 @@ impl AuthService for Auth {
                 created_at: self.ports.clock.now(),
                 about: Default::default(),
             },
-            email: Some(email),
+            email,
             phone: None,
             password_hash: Some(self.passwords.hash(password).await?),
         };
         self.create(&account).await?;
+        if let Some((post, address)) = to_confirm {
+            let user = account.user.id;
+            post.ask(Errand::Confirm { user, address });
+        }
         Ok(account.user)
     }
 
@@ -1002,7 +1028,7 @@ fn renewed(before: ClientInfo, now: ClientInfo) -> ClientInfo {
 }
 
 /// Cuts what a client says of itself to what the session list shows.
-fn bounded(client: ClientInfo) -> ClientInfo {
+pub(crate) fn bounded(client: ClientInfo) -> ClientInfo {
     let cut = |text: Option<String>, length: usize| {
         let clean = |text: String| -> String {
             let printable = text.chars().filter(|c| !c.is_control());

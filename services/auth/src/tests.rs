@@ -15,7 +15,8 @@ use carillon_domain::{
     account::{Account, ClientInfo, DeviceType, Identity, Session, Tokens, User},
     people::Relation,
     ports::{BusItem, Rotation, SessionStore},
-    services::{AuthService, Login, NewAccount, TokenVerifier},
+    security::SecurityEventKind,
+    services::{AccountService, AuthService, Login, NewAccount, TokenVerifier},
     signal::{Signal, Topic},
 };
 use futures::StreamExt;
@@ -26,6 +27,8 @@ use crate::{
 };
 
 mod accounts;
+mod mail;
+mod twilio;
 
 const PASSWORD: &str = "correct horse battery";
 const PHONE: &str = "+14155550100";

@@ -5,6 +5,7 @@ pub mod client;
 pub mod clock;
 pub mod control_plane;
 pub mod disk;
+pub mod mail;
 pub mod platform;
 pub mod process;
 pub mod proxy;

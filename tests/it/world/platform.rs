@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use carillon_crds::config::{PlatformConfig, TlsNames};
+use carillon_crds::config::{OtpProvider, PlatformConfig, TlsNames};
 use tempfile::TempDir;
 
 use super::{
@@ -375,6 +375,14 @@ impl RealCluster {
             (&options.secrets, &mut config.notification.web_push)
         {
             web_push.credentials_dir = Some(secrets.join("vapid"));
+        }
+        if let (Some(secrets), Some(mail)) = (&options.secrets, &mut config.mail) {
+            mail.credentials_dir = Some(secrets.join("smtp"));
+        }
+        if let (Some(secrets), OtpProvider::Twilio(twilio)) =
+            (&options.secrets, &mut config.auth.otp_provider)
+        {
+            twilio.credentials_dir = Some(secrets.join("twilio"));
         }
         config.media.blob = carillon_crds::config::BlobConfig::Directory {
             path: self.directory.path().join("media"),

@@ -3,7 +3,7 @@ use uuid::Uuid;
 
 use crate::{
     Result,
-    account::{Identity, ProfileChange, User},
+    account::{ClientInfo, Identity, ProfileChange, User},
     security::{History, SecurityEvent},
 };
 
@@ -53,7 +53,9 @@ pub trait AccountService: Send + Sync {
         password: Option<String>,
     ) -> Result<User>;
 
-    /// Changes the e-mail address, as [`AccountService::change_username`], and ends all other sessions.
+    /// Changes the e-mail address, as [`AccountService::change_username`], and ends all other sessions. Where mail is set up the address is
+    /// the account's only once [`AccountService::verify_email`] has its token, which goes there; and `AlreadyExists` isn't answered, but
+    /// whoever has the address gets a message.
     async fn change_email(
         &self,
         who: &Identity,
@@ -69,6 +71,19 @@ pub trait AccountService: Send + Sync {
         current: Option<String>,
         new: String,
     ) -> Result<()>;
+
+    /// Gives an account the e-mail address that this token was mailed to (AUTH-10). Works once and for a day, and only the last token of
+    /// an account: else `InvalidRequest` naming `token`. `AlreadyExists` when somebody else has the address by now.
+    async fn verify_email(&self, token: &str, client: ClientInfo) -> Result<()>;
+
+    /// Mails a token that sets the password anew to this address, if an account has it. Whether one has, neither the answer tells nor its
+    /// time. `FailedPrecondition` where mail is not set up.
+    async fn forgot_password(&self, email: &str) -> Result<()>;
+
+    /// Sets the password by a mailed token, and ends every session. Works once and for half an hour, only with the last token of an
+    /// account, and only while the account has the password and address of when it was sent: else `InvalidRequest` naming `token`. A
+    /// password that isn't allowed spends nothing.
+    async fn reset_password(&self, token: &str, new: String, client: ClientInfo) -> Result<()>;
 
     /// Erases the caller's account: nobody can log in to it, its names are free, and within seconds nothing that they wrote, uploaded
     /// or said of themselves can be read by anybody. Events keep their places. It can't be undone. The password as for

@@ -197,6 +197,14 @@ async fn account_script(service: &dyn AccountService) -> Transcript {
         let changed = service.change_password(&who, password, "secret 2".into());
         said.add(changed.await);
     }
+    let client = ClientInfo {
+        ip: Some("192.0.2.7".into()),
+        ..ClientInfo::default()
+    };
+    said.add(service.verify_email("token", client.clone()).await);
+    said.add(service.forgot_password("ann@example.com").await);
+    let reset = service.reset_password("token", "secret 3".into(), client);
+    said.add(reset.await);
     said
 }
 

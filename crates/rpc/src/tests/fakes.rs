@@ -753,6 +753,19 @@ impl AccountService for FakeServices {
             .await
     }
 
+    async fn verify_email(&self, token: &str, client: ClientInfo) -> Result<()> {
+        self.note(format!("verify_email {token} {client:?}")).await
+    }
+
+    async fn forgot_password(&self, email: &str) -> Result<()> {
+        self.note(format!("forgot_password {email}")).await
+    }
+
+    async fn reset_password(&self, token: &str, new: String, client: ClientInfo) -> Result<()> {
+        self.note(format!("reset_password {token} {new} {client:?}"))
+            .await
+    }
+
     async fn erase(&self, who: &Identity, password: Option<String>) -> Result<()> {
         self.note(format!("erase {who:?} {password:?}")).await
     }

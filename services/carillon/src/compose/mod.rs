@@ -7,6 +7,7 @@ mod backup;
 mod backup_socket;
 mod late;
 mod migrate;
+mod reach;
 mod reload;
 mod restore;
 mod roles;

@@ -38,7 +38,10 @@ use carillon_rpc::{RoleNames, Tls};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::stores::{FastStore, WideStore};
+use super::{
+    reach,
+    stores::{FastStore, WideStore},
+};
 use crate::{config, failure::Failure};
 
 /// How long a stopping process of a cluster still takes connections: until those who route to it know that it isn't ready.
@@ -130,18 +133,17 @@ pub fn auth(
         bus: fast.bus.clone(),
         clock: clock(),
     };
-    let otp: Option<Arc<dyn OtpProvider>> = match config.auth.otp_provider {
+    let otp: Option<Arc<dyn OtpProvider>> = match &config.auth.otp_provider {
         crds::OtpProvider::Dev => Some(Arc::new(DevOtp::new(config.auth.dev_mode)?)),
         crds::OtpProvider::Disabled => None,
-        crds::OtpProvider::Twilio(_) => {
-            return Err(Failure::usage(
-                "spec.auth.otp.twilio: this release has no Twilio provider; leave it out, or use spec.auth.devMode for development",
-            ));
-        }
+        crds::OtpProvider::Twilio(provider) => Some(Arc::new(reach::twilio(provider)?)),
     };
     let auth = Auth::new(options, ports, keys, otp)
         .map_err(|error| Failure::usage(format!("spec.auth: {error}")))?;
-    Ok(Arc::new(auth))
+    Ok(Arc::new(match &config.mail {
+        Some(mail) => auth.with_mail(reach::mail(&config.cluster, mail)?),
+        None => auth,
+    }))
 }
 
 /// Goes on with erasures of accounts that were cut off, until the stop.

@@ -221,7 +221,7 @@ fn request_id(headers: &HeaderMap) -> String {
 // === limits ===
 
 /// Routes that check a secret that could be guessed.
-const AUTH_ROUTES: [&str; 8] = [
+const AUTH_ROUTES: [&str; 11] = [
     "/api/v1/auth/username",
     "/api/v1/auth/email",
     "/api/v1/auth/password",
@@ -230,6 +230,9 @@ const AUTH_ROUTES: [&str; 8] = [
     "/api/v1/auth/refresh",
     "/api/v1/auth/otp/send",
     "/api/v1/auth/otp/verify",
+    "/api/v1/auth/email/verify",
+    "/api/v1/auth/password/forgot",
+    "/api/v1/auth/password/reset",
 ];
 
 async fn take_allowance(

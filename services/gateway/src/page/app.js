@@ -110,6 +110,8 @@ function mode(register) {
   $('password').autocomplete = register ? 'new-password' : 'current-password';
   $('enter').textContent = register ? 'Register' : 'Log in';
   $('entrance-error').textContent = '';
+  $('entrance-note').textContent = '';
+  $('forgot').hidden = register;
 }
 
 $('mode-login').addEventListener('click', () => mode(false));
@@ -131,6 +133,62 @@ $('entrance-form').addEventListener('submit', async (event) => {
     $('entrance-error').textContent = error.message;
   } finally {
     $('enter').disabled = false;
+  }
+});
+
+$('forgot').addEventListener('click', async () => {
+  const email = $('username').value.trim();
+  $('entrance-note').textContent = '';
+  $('entrance-error').textContent = email.includes('@') ? '' : 'Write your e-mail address above, then press again.';
+  if (!email.includes('@')) return;
+  try {
+    await request('POST', '/auth/password/forgot', { email });
+    $('entrance-note').textContent = 'If an account has this address, a link is on its way there.';
+  } catch (error) {
+    $('entrance-error').textContent = error.message;
+  }
+});
+
+// === links from mails ===
+
+let resetToken = null;
+
+// What comes after # goes to no server by itself, and so into no log. Whether it led to the entrance.
+async function followLink() {
+  const [what, token] = location.hash.slice(1).split('=');
+  if (!token || (what !== 'verify' && what !== 'reset')) return false;
+  history.replaceState(null, '', location.pathname);
+  if (what === 'reset') {
+    resetToken = token;
+    $('entrance').hidden = false;
+    $('entrance-form').hidden = true;
+    $('reset-form').hidden = false;
+    $('new-password').focus();
+    return true;
+  }
+  try {
+    await request('POST', '/auth/email/verify', { token });
+    $('entrance-note').textContent = 'Your e-mail address is confirmed.';
+  } catch (error) {
+    $('entrance-error').textContent = error.message;
+  }
+  $('entrance').hidden = false;
+  return true;
+}
+
+$('reset-form').addEventListener('submit', async (event) => {
+  event.preventDefault();
+  $('reset-error').textContent = '';
+  try {
+    await request('POST', '/auth/password/reset', { token: resetToken, new_password: $('new-password').value });
+    localStorage.removeItem(STORE);
+    $('new-password').value = '';
+    $('reset-form').hidden = true;
+    $('entrance-form').hidden = false;
+    $('entrance-note').textContent = 'Your password is set: log in with it.';
+    $('username').focus();
+  } catch (error) {
+    $('reset-error').textContent = error.message;
   }
 });
 
@@ -681,6 +739,7 @@ function drawTyping(activity) {
 // === start ===
 
 (async () => {
+  if (await followLink()) return;
   const stored = stored_session();
   if (!stored || !stored.user) { $('entrance').hidden = false; $('username').focus(); return; }
   adopt(stored);

@@ -1,20 +1,21 @@
 //! What people do with their own accounts: history, profile, changes of names and passwords; and how they look for others.
 
-use axum::{Json, extract::State};
+use axum::{Extension, Json, extract::State};
 use carillon_domain::{
     account::{Identity, ProfileChange},
     security::History,
 };
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use uuid::Uuid;
 
 use super::{next_cursor, page_limit};
 use crate::{
-    edge::{Caller, JsonBody, OptionalJsonBody, Problem, QueryParams},
+    edge::{Caller, JsonBody, OptionalJsonBody, Problem, QueryParams, RequestContext, client_info},
     gateway::App,
     wire::{
-        EmailRequest, EraseRequest, ListQuery, Page, PasswordRequest, ProfilePatch,
-        SearchParameters, SecurityEventJson, UserJson, UsernameRequest,
+        EmailRequest, EmailVerifyRequest, EraseRequest, ListQuery, Page, PasswordForgotRequest,
+        PasswordRequest, PasswordResetRequest, ProfilePatch, SearchParameters, SecurityEventJson,
+        UserJson, UsernameRequest,
     },
 };
 
@@ -113,6 +114,43 @@ pub async fn change_password(
     let accounts = &app.services.accounts;
     accounts
         .change_password(&who, request.current_password, request.new_password)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn verify_email(
+    State(app): State<App>,
+    Extension(context): Extension<RequestContext>,
+    headers: HeaderMap,
+    JsonBody(request): JsonBody<EmailVerifyRequest>,
+) -> Result<StatusCode, Problem> {
+    let client = client_info(&headers, &context, None)?;
+    let accounts = &app.services.accounts;
+    accounts.verify_email(&request.token, client).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn forgot_password(
+    State(app): State<App>,
+    JsonBody(request): JsonBody<PasswordForgotRequest>,
+) -> Result<StatusCode, Problem> {
+    app.services
+        .accounts
+        .forgot_password(&request.email)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn reset_password(
+    State(app): State<App>,
+    Extension(context): Extension<RequestContext>,
+    headers: HeaderMap,
+    JsonBody(request): JsonBody<PasswordResetRequest>,
+) -> Result<StatusCode, Problem> {
+    let client = client_info(&headers, &context, None)?;
+    let accounts = &app.services.accounts;
+    accounts
+        .reset_password(&request.token, request.new_password, client)
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -494,6 +494,34 @@ async fn accounts_are_seen_and_changed() {
     }
 }
 
+/// AUTH-10: what a mailed token does needs no other credentials, and is limited as tries of secrets are.
+#[tokio::test]
+async fn mailed_tokens() {
+    let town = Town::new();
+    let router = router(&town, options());
+    let post = async |path: &str, body: serde_json::Value| {
+        let path = format!("/api/v1/auth/{path}");
+        let (status, headers, _) =
+            ask(&router, request(Method::POST, &path, None, Some(body))).await;
+        let policy = headers["ratelimit-policy"].to_str().unwrap().to_owned();
+        assert!(policy.starts_with("\"auth\""), "{path}: {policy}");
+        status.as_u16()
+    };
+    let (right, wrong) = ("right token", "another token");
+    assert_eq!(post("email/verify", json!({"token": right})).await, 204);
+    assert_eq!(post("email/verify", json!({"token": wrong})).await, 400);
+    let reset = |token: &str| json!({"token": token, "new_password": "a new password"});
+    assert_eq!(post("password/reset", reset(right)).await, 204);
+    assert_eq!(post("password/reset", reset(wrong)).await, 400);
+    assert_eq!(post("password/reset", json!({"token": right})).await, 400);
+    let forgot = |email: &str| json!({"email": email});
+    assert_eq!(
+        post("password/forgot", forgot("ann@example.com")).await,
+        204
+    );
+    assert_eq!(post("password/forgot", forgot("ann")).await, 400);
+}
+
 /// USER-01, USER-03, AUTH-15: a patch of the profile, and a page of people.
 #[tokio::test]
 async fn profiles_are_patched_and_people_found() {
