@@ -91,7 +91,7 @@ impl ManagedStore {
     }
 }
 
-/// What becomes of a store's data when the ChatCluster is deleted.
+/// What becomes of a store's data when the ChatCluster is deleted: `Retain` or `Delete`. Default: Retain.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeletionPolicy {
     /// It stays, with the password that opens it; a new ChatCluster of the same name takes both.

@@ -28,7 +28,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     edge::{Caller, Problem},
     gateway::App,
-    wire::{MeJson, MessageJson, RelatedJson, RoomJson, SecurityEventJson, SessionJson},
+    wire::{
+        MeJson, MessageJson, PrivacyJson, RelatedJson, RoomJson, SecurityEventJson, SessionJson,
+        SettingsJson,
+    },
 };
 
 /// Pieces of the archive that wait for the client.
@@ -41,7 +44,7 @@ const MESSAGES: usize = 1_000;
 const README: &str = "\
 What this platform holds of you, each file a JSON value or one JSON value a line, in the form of the public API.
 
-account.json            profile, e-mail address, devices that are logged in
+account.json            profile, e-mail address, settings, devices that are logged in
 login-history.ndjson    logins, logouts and failed logins that are kept
 security-events.ndjson  what else happened to the account
 contacts.ndjson         people you named contacts
@@ -155,7 +158,13 @@ async fn account(app: &App, who: &Identity, archive: &mut Archive) -> Result<()>
         user: user.into(),
         email,
     };
-    let account = serde_json::json!({ "account": me, "sessions": sessions });
+    let settings = app.services.people.settings(who.user).await?;
+    let account = serde_json::json!({
+        "account": me,
+        "privacy": PrivacyJson::from(settings.privacy),
+        "settings": SettingsJson::from(settings),
+        "sessions": sessions,
+    });
     let bytes = serde_json::to_vec_pretty(&account).map_err(Error::internal)?;
     archive.entry("account.json", &bytes).await
 }
