@@ -174,7 +174,7 @@ fn bound_to(event: &RoomEvent) -> Vec<u8> {
 
 /// Opens an event's content in place; empties it when its key is gone.
 fn open(event: &mut RoomEvent, people: &People) -> Result<()> {
-    let (actor, bound) = (event.actor, bound_to(event));
+    let (actor, room, bound) = (event.actor, event.room, bound_to(event));
     let Some(text) = content_mut(event) else {
         return Ok(());
     };
@@ -187,7 +187,12 @@ fn open(event: &mut RoomEvent, people: &People) -> Result<()> {
         return Ok(());
     };
     match person {
-        Some(Person::Holds(key)) => *text = open_text(key, &bound, sealed)?,
+        Some(Person::Holds(key)) => {
+            *text = open_text(key, &bound, sealed).unwrap_or_else(|error| {
+                tracing::error!(%error, user = %actor, %room, "a message's content can't be opened");
+                String::new()
+            });
+        }
         Some(Person::Erased(_)) => text.clear(),
         None => {
             tracing::error!(user = %actor, "there is no key for what this person wrote");

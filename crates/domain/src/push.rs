@@ -84,12 +84,16 @@ pub struct PushJob {
     /// Whom it calls.
     #[serde(default, skip_serializing_if = "Mentions::is_empty")]
     pub mentions: Mentions,
-    /// It is in a direct room.
-    #[serde(default)]
+    /// It is in a direct room. A job that doesn't say is of before it was told, and a needless push is better than a missing one.
+    #[serde(default = "unsaid")]
     pub direct: bool,
     /// W3C `traceparent` of the send, so that the push joins its trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+}
+
+fn unsaid() -> bool {
+    true
 }
 
 impl PushJob {

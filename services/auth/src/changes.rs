@@ -15,7 +15,7 @@ use crate::{
     limits::{self, Limit},
     names,
     password::Verdict,
-    post::Errand,
+    post::{self, Errand, Purpose},
     service::{Auth, check_email, check_new_password, check_username},
 };
 
@@ -83,6 +83,9 @@ impl Auth {
         let accounts = &self.ports.accounts;
         if !accounts.replace_password_hash(who.user, old, &hash).await? {
             return Err(overtaken());
+        }
+        for purpose in Purpose::ALL {
+            post::spend(self.ports.ephemeral.as_ref(), purpose, who.user).await?;
         }
         self.note_change(who, SecurityEventKind::PasswordChanged)
             .await;

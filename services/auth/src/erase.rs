@@ -47,26 +47,20 @@ impl Auth {
 
     pub(crate) async fn erase_those_waiting(&self) -> Result<()> {
         let keys = self.ports.person_keys.as_ref();
+        let mut result = Ok(());
         for user in keys.erasing(ErasurePart::Account, PEOPLE).await? {
-            for session in self.ports.sessions.list(user).await? {
-                self.end_other(user, session.device).await?;
-            }
-            self.erase(user).await?;
+            // Whoever can't be erased keeps nobody else from it.
+            result = result.and(self.erase(user).await);
         }
-        Ok(())
+        result
     }
 
     /// Removes everything that this role holds of a person.
     async fn erase(&self, user: UserId) -> Result<()> {
         let ports = &self.ports;
-        ports.person_keys.destroy(user, ports.clock.now()).await?;
-        for target in ports.push_targets.of_users(&[user]).await? {
-            ports.push_targets.remove(user, target.device).await?;
-        }
-        for relation in Relation::ALL {
-            self.unrelate(relation, user).await?;
-        }
-        ports.settings.remove(user).await?;
+        let now = ports.clock.now();
+        ports.person_keys.destroy(user, now).await?;
+        self.end_sessions(user).await?;
         // Before the account: afterwards nobody knows what they were filed under.
         if let Some(account) = ports.accounts.by_ids(&[user]).await?.first() {
             for term in search_terms(&account.user) {
@@ -74,12 +68,30 @@ impl Auth {
             }
         }
         ports.accounts.erase(user).await?;
+        // From here on nobody logs in: what a login left that was under way goes with the rest.
+        self.end_sessions(user).await?;
+        for target in ports.push_targets.of_users(&[user]).await? {
+            ports.push_targets.remove(user, target.device).await?;
+        }
+        for relation in Relation::ALL {
+            self.unrelate(relation, user).await?;
+        }
+        ports.settings.remove(user).await?;
         // An address that was never confirmed stands there.
         for purpose in Purpose::ALL {
             post::spend(ports.ephemeral.as_ref(), purpose, user).await?;
         }
         ports.security.forget(user).await?;
+        // Again, for the parts that were quicker than this one: nothing is added any more that they would miss.
+        ports.person_keys.begin_erasing(user, now).await?;
         ports.person_keys.erased(ErasurePart::Account, user).await
+    }
+
+    async fn end_sessions(&self, user: UserId) -> Result<()> {
+        for session in self.ports.sessions.list(user).await? {
+            self.end_other(user, session.device).await?;
+        }
+        Ok(())
     }
 
     /// Removes what somebody said of others, and others of them.

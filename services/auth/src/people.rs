@@ -7,12 +7,13 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use carillon_domain::{
-    Clock, Error, Result, UserId,
+    Clock, Error, Result, Timestamp, UserId,
     people::{
         Hidden, MAX_BLOCKED_BY, MAX_BLOCKS, MAX_CONTACT_OF, MAX_CONTACTS, Related, Relation, Sight,
     },
     ports::{AccountStore, Bus, PeopleStore, SettingsStore},
     privacy::{Audience, Fact},
+    room::Restrictions,
     services::PeopleService,
     settings::{MAX_LANGUAGE_BYTES, Settings, SettingsChange, settings_of},
     signal::{Signal, Topic},
@@ -206,6 +207,10 @@ impl PeopleService for People {
     async fn change_settings(&self, user: UserId, mut change: SettingsChange) -> Result<Settings> {
         if let Some(Some(language)) = &mut change.language {
             *language = canonical_language(language)?;
+        }
+        if let Some(Some(until)) = &mut change.muted_until {
+            // Later than anybody can write is for good; a time long ago is over.
+            *until = (*until).clamp(Timestamp(1), Restrictions::FOR_GOOD);
         }
         let made = self.settings.change(user, &change);
         if change.is_about_privacy() {

@@ -160,6 +160,8 @@ impl Clerk {
     }
 
     async fn confirm(&self, user: UserId, address: String) -> Result<Option<Mail>> {
+        // Whatever comes of this, an address that was wanted before isn't any more.
+        self.ephemeral.remove(&key(Purpose::Confirm, user)).await?;
         let owner = self.accounts.by_email(&address).await?;
         if owner.as_ref().is_some_and(|owner| owner.user.id == user)
             || !self.may_write(&address, Some(user)).await?
@@ -168,10 +170,14 @@ impl Clerk {
         }
         let (name, url) = (&self.mail.name, &self.mail.public_url);
         if owner.is_some() {
-            self.ephemeral.remove(&key(Purpose::Confirm, user)).await?;
             return Ok(Some(letters::has_account(address, name, url)));
         }
-        let kept = (Some(address.clone()), None);
+        let accounts = self.accounts.by_ids(&[user]).await?;
+        let Some(account) = accounts.first() else {
+            return Ok(None);
+        };
+        // Who wanted it and lost the account since, to a new password, doesn't get it.
+        let kept = (Some(address.clone()), Some(state_of(account)));
         let token = self.token(Purpose::Confirm, user, kept).await?;
         Ok(Some(letters::confirm(address, name, url, &token)))
     }

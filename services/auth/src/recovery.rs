@@ -32,6 +32,11 @@ impl Auth {
         let accounts = self.ports.accounts.by_ids(&[user]).await?;
         let mut account = accounts.into_iter().next().ok_or_else(bad_token)?;
         let before = account.email.clone();
+        // A second time, after an answer that was lost, it has the address.
+        let is_done = before.as_ref() == Some(&address);
+        if !is_done && pending.state != Some(state_of(&account)) {
+            return Err(bad_token());
+        }
         self.rename(&mut account, NameKind::Email, &address).await?;
         // Last: what failed can be tried again, and doing it twice changes nothing.
         post::spend(ephemeral, Purpose::Confirm, user).await?;
@@ -83,7 +88,9 @@ impl Auth {
             return Err(bad_token());
         }
         self.end_all(user).await?;
-        post::spend(ephemeral, Purpose::Reset, user).await?;
+        for purpose in Purpose::ALL {
+            post::spend(ephemeral, purpose, user).await?;
+        }
         let locked = limits::key("failed-logins-of", &[&user.to_string()]);
         ephemeral.remove(&locked).await?;
         let kind = SecurityEventKind::PasswordReset;

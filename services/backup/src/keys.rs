@@ -101,7 +101,13 @@ pub async fn forget(
             continue;
         }
         for object in &manifest.keys {
-            let mut keys = read(store, &manifest, object).await?;
+            let mut keys = match read(store, &manifest, object).await {
+                Err(error) if error.code == ErrorCode::FailedPrecondition => {
+                    tracing::warn!(%error, "keys of a backup can't be read: nobody can restore it either");
+                    continue;
+                }
+                keys => keys?,
+            };
             let mut found = false;
             for (user, state) in &mut keys {
                 if let (KeyState::Held(_), Some(at)) = (&*state, erased.get(user)) {

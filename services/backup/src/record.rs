@@ -185,7 +185,9 @@ impl Record {
             Self::Account(account) => Some(account.user.id),
             Self::PushTarget(target) => Some(target.user),
             Self::Media { media, .. } => Some(media.owner),
-            Self::Related { user, .. } | Self::Invited { user, .. } => Some(*user),
+            Self::Related { user, .. }
+            | Self::Invited { user, .. }
+            | Self::Settings { user, .. } => Some(*user),
             _ => None,
         }
     }

@@ -22,8 +22,6 @@ use crate::{
 /// Everything handlers need; cheap to clone.
 pub type App = Arc<AppState>;
 
-/// See [`AppState::exporting`].
-const EXPORTING: usize = 2;
 /// See [`AppState::establishing`]: enough that waiting for stores costs a storm little time.
 const ESTABLISHING: usize = 64;
 
@@ -40,8 +38,7 @@ pub struct AppState {
     /// Sockets whose token is checked and whose rooms are listed at once: after a storm thousands come back together, and those
     /// who stayed must not wait for all of them.
     pub establishing: Semaphore,
-    /// Exports that are made at once: each reads as much as there is.
-    pub exporting: Arc<Semaphore>,
+    pub exports: rest::Exports,
     /// Made by the first socket, since it needs the bus.
     hub: OnceCell<Hub>,
     pub readiness: rest::Readiness,
@@ -101,7 +98,7 @@ impl Gateway {
                 origins: AllowedOrigins::new(&options.allowed_origins),
                 readiness: rest::Readiness::new(options.probes.clone()),
                 establishing: Semaphore::new(ESTABLISHING),
-                exporting: Arc::new(Semaphore::new(EXPORTING)),
+                exports: rest::Exports::default(),
                 hub: OnceCell::new(),
                 draining: CancellationToken::new(),
                 options,

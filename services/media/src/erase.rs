@@ -31,11 +31,15 @@ impl MediaRole {
     }
 
     pub(crate) async fn erase_pending(&self, keys: &dyn PersonKeys) -> Result<()> {
+        let mut result = Ok(());
         for user in keys.erasing(ErasurePart::Media, PEOPLE).await? {
-            self.erase_uploads(user).await?;
-            keys.erased(ErasurePart::Media, user).await?;
+            match self.erase_uploads(user).await {
+                Ok(()) => keys.erased(ErasurePart::Media, user).await?,
+                // What can't be removed of one keeps nothing of others.
+                Err(error) => result = Err(error),
+            }
         }
-        Ok(())
+        result
     }
 
     async fn erase_uploads(&self, user: UserId) -> Result<()> {

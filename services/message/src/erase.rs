@@ -32,18 +32,22 @@ pub async fn run(role: Weak<MessageRole>, every: Duration) {
 impl MessageRole {
     pub(crate) async fn erase_pending(&self) -> Result<()> {
         let keys: &dyn PersonKeys = self.person_keys.as_ref();
+        let mut result = Ok(());
         for user in keys.erasing(ErasurePart::Rooms, PEOPLE).await? {
-            if self.leave_all(user).await? {
-                keys.erased(ErasurePart::Rooms, user).await?;
+            match self.leave_all(user).await {
+                Ok(true) => keys.erased(ErasurePart::Rooms, user).await?,
+                Ok(false) => {}
+                // Whoever can't be taken out keeps nobody else in.
+                Err(error) => result = Err(error),
             }
         }
-        Ok(())
+        result
     }
 
     /// Takes somebody out of the rooms that are ours; whether there is none left anywhere.
     async fn leave_all(&self, user: UserId) -> Result<bool> {
         let rooms = self.rooms.as_ref();
-        let mut left = 0;
+        let (mut left, mut failed) = (0, Ok(()));
         for invited in [false, true] {
             let mut after = None;
             loop {
@@ -56,11 +60,14 @@ impl MessageRole {
                 let found = rooms.get_many(&ids).await?;
                 self.forget_deleted(user, &found).await;
                 for room in found.iter().filter(|room| room.deleted_at.is_none()) {
-                    left += usize::from(!self.leave_one(user, room.id).await?);
+                    match self.leave_one(user, room.id).await {
+                        Ok(done) => left += usize::from(!done),
+                        Err(error) => failed = Err(error),
+                    }
                 }
             }
         }
-        Ok(left == 0)
+        failed.map(|()| left == 0)
     }
 
     /// Whether it was done here.

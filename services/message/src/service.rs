@@ -1099,15 +1099,22 @@ impl MessageService for MessageRole {
     ) -> Result<Vec<Receipt>> {
         check_range("limit", limit, 1000)?;
         self.open_as_member(actor, room).await?;
-        let mut receipts = self.rooms.receipts(room, after, limit).await?;
-        let people: Vec<UserId> = receipts.iter().map(|receipt| receipt.user).collect();
-        let view = View::read(&*self.shared.people, &*self.settings, actor, &people).await?;
-        for receipt in &mut receipts {
-            if !view.shows(Fact::Receipts, receipt.user) {
-                (receipt.delivered, receipt.read) = (None, None);
+        let (mut shown, mut after) = (Vec::new(), after);
+        // People who are hidden look like people without a mark: they aren't there.
+        while shown.len() < limit {
+            let wanted = limit - shown.len();
+            let receipts = self.rooms.receipts(room, after, wanted).await?;
+            let more = receipts.len() == wanted;
+            after = receipts.last().map(|receipt| receipt.user);
+            let people: Vec<UserId> = receipts.iter().map(|receipt| receipt.user).collect();
+            let view = View::read(&*self.shared.people, &*self.settings, actor, &people).await?;
+            let seen = |receipt: &Receipt| view.shows(Fact::Receipts, receipt.user);
+            shown.extend(receipts.into_iter().filter(seen));
+            if !more {
+                break;
             }
         }
-        Ok(receipts)
+        Ok(shown)
     }
 
     async fn activity(

@@ -270,6 +270,9 @@ impl PresenceRole {
 
     /// Tells people who have the person as a contact, unless it isn't shown to them.
     async fn tell_contacts(&self, presence: Presence, audience: Audience) -> Result<()> {
+        if audience == Audience::Nobody {
+            return Ok(());
+        }
         let user = presence.user;
         let most = self.options.max_contacts_told.clamp(1, MAX_BATCH);
         let mut told = self

@@ -63,7 +63,7 @@ impl PushTargetStore for PushTargets {
 /// Tag of the entries by owner in [`Table::PersonKeys`].
 const UPLOAD: u8 = b'u';
 
-fn upload_key(owner: UserId, id: MediaId) -> Vec<u8> {
+pub(super) fn upload_key(owner: UserId, id: MediaId) -> Vec<u8> {
     let mut key = tagged(UPLOAD, owner.0.as_bytes());
     key.extend_from_slice(id.0.as_bytes());
     key

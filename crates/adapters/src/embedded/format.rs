@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use carillon_domain::{Error, ErrorCode, Result};
+use carillon_domain::{Error, ErrorCode, Result, media::Media};
 use fjall::{Database, OwnedWriteBatch, PersistMode};
 
 use super::{
@@ -26,8 +26,17 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     sealed_content,
 ];
 
-/// Content is sealed from this format on, which older programs would show as it lies there. What was written before stays plain.
-fn sealed_content(_: &Tables, _: &mut OwnedWriteBatch) -> fjall::Result<()> {
+/// Content is sealed from this format on, which older programs would show as it lies there. What was written before stays plain. Uploads are
+/// found by their owners.
+fn sealed_content(tables: &Tables, batch: &mut OwnedWriteBatch) -> fjall::Result<()> {
+    for row in tables.keyspace(Table::Media).iter() {
+        let (_, row) = row.into_inner()?;
+        // One that can't be read is nobody's.
+        if let Ok(media) = super::codec::read_json::<Media>(&row) {
+            let key = super::entries::upload_key(media.owner, media.id);
+            batch.insert(tables.keyspace(Table::PersonKeys), key, b"");
+        }
+    }
     Ok(())
 }
 

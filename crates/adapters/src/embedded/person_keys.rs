@@ -77,14 +77,16 @@ impl PersonKeys for Keys {
         let destroyed = self
             .0
             .commit(Durability::Synced, move |transaction| {
-                if let Some(row) = transaction.get(Table::PersonKeys, key_of(user))?
-                    && let KeyState::Destroyed(_) = read_json(&row)?
-                {
-                    return Ok(false);
+                let stored = transaction.get(Table::PersonKeys, key_of(user))?;
+                let stored = stored.map(|row| read_json(&row)).transpose()?;
+                if let Some(KeyState::Destroyed(_)) = stored {
+                    // Destroyed by a process that may have died before its files were free of it.
+                    let noted = tagged(part(ErasurePart::Account), user.0.as_bytes());
+                    return Ok(transaction.get(Table::PersonKeys, noted)?.is_some());
                 }
                 let row = json(&KeyState::Destroyed(at))?;
                 transaction.put(Table::PersonKeys, key_of(user), row);
-                Ok(true)
+                Ok(stored.is_some())
             })
             .await?;
         if destroyed {

@@ -97,7 +97,8 @@ impl PersonKeys for Keys {
     }
 
     async fn begin_erasing(&self, user: UserId, _at: Timestamp) -> Result<()> {
-        for part in ErasurePart::ALL {
+        // The account last: what goes on by itself after this was cut off has all the others.
+        for part in ErasurePart::ALL.into_iter().rev() {
             self.database
                 .write("begin_erasing", &self.begin, (part.as_str(), user.0))
                 .await?;

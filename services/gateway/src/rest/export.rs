@@ -1,7 +1,7 @@
 //! An archive of what the platform holds of the caller (MSG-23): a gzipped tar file that is made while it is sent, so that its size costs
 //! no memory. An archive that ends early, without its last entry, isn't whole.
 
-use std::io;
+use std::{collections::HashSet, io, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -10,7 +10,7 @@ use axum::{
 };
 use bytes::Bytes;
 use carillon_domain::{
-    Error, ErrorCode, MediaId, Result, RoomId, Sequence,
+    Error, ErrorCode, MediaId, Result, RoomId, Sequence, UserId,
     account::Identity,
     event::{Message, MessageType},
     limit::Subject,
@@ -21,6 +21,7 @@ use carillon_domain::{
 use flate2::{Compression, write::GzEncoder};
 use futures::StreamExt as _;
 use http::{HeaderValue, header};
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +37,14 @@ use crate::{
 
 /// Pieces of the archive that wait for the client.
 const WAITING: usize = 8;
+/// Their size.
+const PIECE: usize = 64 * 1024;
+/// How long an export may take.
+const LONGEST: Duration = Duration::from_secs(3600);
+/// How long to wait before asking again for memory.
+const WAIT: Duration = Duration::from_secs(1);
+/// Exports that are made at once: each reads as much as there is.
+const AT_ONCE: usize = 2;
 /// Entries per read of a list.
 const PAGE: usize = 100;
 /// Messages in one entry.
@@ -57,6 +66,38 @@ end                     the last entry: without it the archive was cut off
 What you wrote in rooms that you left is theirs to show and isn't here. Passwords and tokens are kept as hashes only.
 ";
 
+/// Exports under way: few, and one of a person.
+#[derive(Default)]
+pub struct Exports(Arc<Mutex<HashSet<UserId>>>);
+
+/// One of them, until it is dropped.
+struct Turn {
+    user: UserId,
+    exports: Arc<Mutex<HashSet<UserId>>>,
+}
+
+impl Exports {
+    fn begin(&self, user: UserId) -> Result<Turn> {
+        let mut people = self.0.lock();
+        if people.len() >= AT_ONCE || !people.insert(user) {
+            return Err(Error::new(
+                ErrorCode::Unavailable,
+                "another export is being made, try again in a few minutes",
+            ));
+        }
+        Ok(Turn {
+            user,
+            exports: self.0.clone(),
+        })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.exports.lock().remove(&self.user);
+    }
+}
+
 /// The archive.
 pub async fn export(
     State(app): State<App>,
@@ -64,23 +105,19 @@ pub async fn export(
 ) -> std::result::Result<Response, Problem> {
     let (_, granted) = app.limits.exports.take(Subject::User(who.user)).await;
     granted?;
-    let Ok(turn) = app.exporting.clone().try_acquire_owned() else {
-        return Err(Error::new(
-            ErrorCode::Unavailable,
-            "other exports are being made, try again in a few minutes",
-        )
-        .into());
-    };
+    let turn = app.exports.begin(who.user)?;
     let (pieces, mut waiting) = mpsc::channel(WAITING);
     let gone = CancellationToken::new();
     let dropped = gone.clone().drop_guard();
     tokio::spawn(async move {
         let _turn = turn;
         let mut archive = Archive::new(pieces.clone());
-        let made = gone
-            .run_until_cancelled(write(&app, &who, &mut archive))
-            .await;
-        if let Some(Err(error)) = made {
+        let writing = tokio::time::timeout(LONGEST, write(&app, &who, &mut archive));
+        let Some(made) = gone.run_until_cancelled(writing).await else {
+            return;
+        };
+        let late = |_| Error::new(ErrorCode::Unavailable, "the export took too long");
+        if let Err(error) = made.map_err(late).and_then(|made| made) {
             tracing::warn!(%error, cause = error.cause_chain(), "an export was cut off");
             let _ = pieces.send(Err(io::Error::other("cut off"))).await;
         }
@@ -159,12 +196,19 @@ async fn account(app: &App, who: &Identity, archive: &mut Archive) -> Result<()>
         email,
     };
     let settings = app.services.people.settings(who.user).await?;
-    let account = serde_json::json!({
-        "account": me,
-        "privacy": PrivacyJson::from(settings.privacy),
-        "settings": SettingsJson::from(settings),
-        "sessions": sessions,
-    });
+    #[derive(Serialize)]
+    struct Account {
+        account: MeJson,
+        privacy: PrivacyJson,
+        settings: SettingsJson,
+        sessions: Vec<SessionJson>,
+    }
+    let account = Account {
+        account: me,
+        privacy: settings.privacy.into(),
+        settings: settings.into(),
+        sessions,
+    };
     let bytes = serde_json::to_vec_pretty(&account).map_err(Error::internal)?;
     archive.entry("account.json", &bytes).await
 }
@@ -253,13 +297,25 @@ fn file_of(message: &Message) -> Option<MediaId> {
 
 async fn media(app: &App, who: &Identity, id: MediaId, archive: &mut Archive) -> Result<()> {
     let service = &app.services.media;
+    let size = match service.describe(who.user, id).await {
+        Ok(media) => usize::try_from(media.size).unwrap_or(usize::MAX),
+        Err(error) if error.code == ErrorCode::Unavailable => return Err(error),
+        Err(_) => return Ok(()),
+    };
+    // As it came, and as it goes out. An export can wait while others download.
+    let _memory = loop {
+        match app.downloads.begin(who.user, size.saturating_mul(2)) {
+            Ok(memory) => break memory,
+            Err(_) => tokio::time::sleep(WAIT).await,
+        }
+    };
     match service.download(who.user, id, None).await {
         Ok((media, bytes)) => {
             let name = format!("media/{id}/{}", media.file_name);
             archive.entry(&name, &bytes).await
         }
-        // A message may name what was never uploaded, or isn't there any more.
-        Err(error) if error.code == ErrorCode::NotFound => Ok(()),
+        // A message may name what was never uploaded, or whose bytes aren't there any more.
+        Err(error) if error.code != ErrorCode::Unavailable => Ok(()),
         Err(error) => Err(error),
     }
 }
@@ -312,11 +368,12 @@ impl Archive {
     }
 
     async fn send(&self, ready: Vec<u8>) -> Result<()> {
-        if ready.is_empty() {
-            return Ok(());
-        }
         let gone = |_| Error::new(ErrorCode::Unavailable, "the client went away");
-        let piece = Ok(Bytes::from(ready));
-        self.pieces.send(piece).await.map_err(gone)
+        let mut ready = Bytes::from(ready);
+        while !ready.is_empty() {
+            let piece = ready.split_to(ready.len().min(PIECE));
+            self.pieces.send(Ok(piece)).await.map_err(gone)?;
+        }
+        Ok(())
     }
 }

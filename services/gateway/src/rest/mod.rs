@@ -24,6 +24,7 @@ use tower_http::compression::{
     predicate::{NotForContentType, Predicate, SizeAbove},
 };
 
+pub use export::Exports;
 pub use outside::Readiness;
 
 use crate::{

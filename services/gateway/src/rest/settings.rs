@@ -51,6 +51,14 @@ pub async fn change_settings(
     Caller(who): Caller,
     JsonBody(patch): JsonBody<SettingsPatch>,
 ) -> Result<Json<SettingsJson>, Problem> {
+    // Only `null` takes it away.
+    if patch
+        .language
+        .as_ref()
+        .is_some_and(|tag| tag.as_deref() == Some(""))
+    {
+        return Err(Problem::field("language", "a BCP 47 language tag, or null"));
+    }
     let change = SettingsChange {
         notifications: patch
             .notifications
