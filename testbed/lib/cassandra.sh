@@ -86,7 +86,7 @@ XML
   archive=$jars/classes.jsa
   if [ "$CASSANDRA_TUNING" = test ]; then
     # Every test has a keyspace of its own, and the node keeps something of each table in memory.
-    java+=(-Xms256M -Xmx1280M -XX:TieredStopAtLevel=1
+    java+=(-Xms256M -Xmx1792M -XX:TieredStopAtLevel=1
       -Dcassandra.skip_wait_for_gossip_to_settle=0 -Dcassandra.ring_delay_ms=$([ "$node" = 1 ] && echo 500 || echo 10000)
       -Dcassandra.superuser_setup_delay_ms=0 -Dcassandra.consistent.rangemovement=false)
     if [ -f "$archive" ]; then java+=("-XX:SharedArchiveFile=$archive"); fi

@@ -80,7 +80,7 @@ async fn story(bases: [&str; 2], server: &MailServer) -> Result<()> {
     server.refuse(true)?;
     for email in ["nobody@example.com", &address] {
         let forgot = post(two, "/auth/password/forgot", json!({"email": email})).await?;
-        ensure!(forgot == (204, Value::Null), "{forgot:?}");
+        ensure!(forgot.0 == 204, "{forgot:?}");
     }
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     server.refuse(false)?;
