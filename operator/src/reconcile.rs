@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use carillon_crds::{
-    ChatCluster, ChatClusterStatus, FieldProblem, Role, UpgradeStatus, UpgradeStep, condition,
-    progress_deadline_seconds,
+    ChatCluster, ChatClusterStatus, FieldProblem, ManagedStore, Role, UpgradeStatus, UpgradeStep,
+    condition, progress_deadline_seconds,
 };
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
@@ -157,6 +157,7 @@ async fn pass(
         generation: cluster.metadata.generation,
         release: previous.release,
         upgrade: previous.upgrade,
+        scylla_managed: previous.scylla_managed == Some(true),
         ..Observation::default()
     };
     let managed = managed::look(&context.client, cluster, &live).await?;
@@ -184,6 +185,7 @@ async fn pass(
         }
     };
     seen.version = Some(order.config.version.clone());
+    seen.scylla_managed = order.spec.manages(ManagedStore::Scylla);
     seen.endpoint = Some(build::endpoint(&order));
     seen.monitoring = monitoring(&order, served);
     seen.missing_secrets =

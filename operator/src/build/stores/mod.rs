@@ -65,6 +65,8 @@ pub struct ManagedStores {
     pub rabbitmq: Maker,
     /// Whether nobody is left who needs them: the cluster hibernates and the roles have no pods.
     pub asleep: bool,
+    /// Those that are ordered of a cluster that has run, and of which there is neither an object nor a Secret.
+    pub unmade: Vec<ManagedStore>,
     /// The password of ScyllaDB's first user, as ScyllaDB keeps it.
     pub salted_password: Option<String>,
 }
