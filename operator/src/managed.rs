@@ -80,7 +80,7 @@ fn has_run(cluster: &ChatCluster, live: &Live) -> bool {
 }
 
 /// Whether a role still has pods that may talk to a store.
-fn has_pods(live: &Live) -> bool {
+pub fn has_pods(live: &Live) -> bool {
     live.deployments.iter().any(|deployment| {
         let status = deployment.status.as_ref();
         deployment.spec.replicas != Some(0)

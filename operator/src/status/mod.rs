@@ -40,6 +40,8 @@ pub struct MissingSecret {
 pub struct Monitoring {
     /// Kinds that the API server doesn't know.
     pub unknown_kinds: Vec<String>,
+    /// What the API server said to the first that it refused.
+    pub refused: Option<String>,
 }
 
 /// Everything a pass has seen of one cluster.
