@@ -64,7 +64,8 @@ use crate::status::ChatClusterStatus;
 )]
 #[x_kube(
     crates(kube_core = "::kube_core"),
-    validation = Rule::new("(!has(self.scylla) || has(self.scylla.managed)) == (!has(oldSelf.scylla) || has(oldSelf.scylla.managed))").message("spec.scylla: whether it is managed or external can't be changed, for messages stay where they are; restore a backup into a new ChatCluster").field_path(".scylla"),
+    validation = Rule::new("!has(oldSelf.scylla) || has(oldSelf.scylla.managed) == (!has(self.scylla) || has(self.scylla.managed))").message("spec.scylla: whether it is managed or external can't be changed, for messages stay where they are; restore a backup into a new ChatCluster").field_path(".scylla"),
+    validation = Rule::new("!(!has(self.scylla) || has(self.scylla.managed)) || !(!has(oldSelf.scylla) || has(oldSelf.scylla.managed)) || (has(self.scylla) && has(self.scylla.managed.keyspace) ? self.scylla.managed.keyspace : '') == (has(oldSelf.scylla) && has(oldSelf.scylla.managed.keyspace) ? oldSelf.scylla.managed.keyspace : '')").message("spec.scylla.managed.keyspace: can't be changed, for messages stay where they are").field_path(".scylla"),
     validation = Rule::new("!has(self.restoreFrom) || (has(oldSelf.restoreFrom) && self.restoreFrom == oldSelf.restoreFrom)").message("spec.restoreFrom: only a new ChatCluster begins with a backup, and always with the same").field_path(".restoreFrom"),
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -12,24 +12,40 @@ use crate::{ChatBackup, ChatCluster, MAX_NAME_LENGTH};
 /// structural schema may not say so beside `properties`, where the API server prunes, or refuses under
 /// `fieldValidation=Strict` (the default of `kubectl apply`). It is therefore removed here.
 pub fn chat_cluster_crd() -> CustomResourceDefinition {
-    definition(ChatCluster::crd())
+    // What is left out is managed; who was never brought there may still say where its messages are.
+    definition(
+        ChatCluster::crd(),
+        vec![json!({
+            "rule": "!(has(self.spec.scylla) && has(self.spec.scylla.external)) || has(oldSelf.spec.scylla) \
+                     || !has(oldSelf.status) || !has(oldSelf.status.scyllaManaged)",
+            "message": "spec.scylla: what was left out is managed by now and can't be exchanged, for messages stay where they are; \
+                        restore a backup into a new ChatCluster",
+            "fieldPath": ".spec.scylla",
+        })],
+    )
 }
 
 /// The CustomResourceDefinition of `ChatBackup`, tidied alike.
 pub fn chat_backup_crd() -> CustomResourceDefinition {
-    definition(ChatBackup::crd())
+    definition(ChatBackup::crd(), Vec::new())
 }
 
-fn definition(derived: CustomResourceDefinition) -> CustomResourceDefinition {
+fn definition(
+    derived: CustomResourceDefinition,
+    more_rules: Vec<Value>,
+) -> CustomResourceDefinition {
     let mut crd = serde_json::to_value(derived).expect(
         "a CustomResourceDefinition always serializes: it holds no maps with non-string keys",
     );
     tidy(&mut crd);
     // The derive has no place for a rule on the root without the whole client crate.
-    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] = json!([{
+    let mut rules = vec![json!({
         "rule": format!("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= {MAX_NAME_LENGTH}"),
         "message": format!("metadata.name: a lower-case letter, then lower-case letters, digits and -; at most {MAX_NAME_LENGTH} characters"),
-    }]);
+    })];
+    rules.extend(more_rules);
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] =
+        Value::Array(rules);
     serde_json::from_value(crd)
         .expect("removing optional keywords leaves a CustomResourceDefinition")
 }

@@ -140,9 +140,9 @@ pub struct ManagedScylla {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 9))]
     pub replication_factor: Option<u32>,
-    /// Keyspace; created when absent. Names in Redis and RabbitMQ start with it too. Default: `carillon_<namespace>__<name>`, with `_` for `-`.
+    /// Keyspace; created when absent. Names in Redis and RabbitMQ start with it too. Can't be changed. Default: `carillon_<namespace>__<name>`, with `_` for `-`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^[a-z][a-z0-9_]{0,47}$"))]
+    #[schemars(regex(pattern = r"^[a-z][a-z0-9_]{0,47}$"), length(max = 48))]
     pub keyspace: Option<String>,
     /// Version of ScyllaDB, where its own operator is installed. Default: 6.2.3.
     #[serde(default, skip_serializing_if = "Option::is_none")]

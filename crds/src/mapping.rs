@@ -66,6 +66,7 @@ pub fn platform_config(
     };
     check.cluster_name(cluster_name);
     progress_deadline(spec, &mut check);
+    monitoring(spec, &mut check);
     let config = PlatformConfig {
         cluster: cluster_name.to_owned(),
         version: version(spec, &places, &mut check),
@@ -111,6 +112,33 @@ fn version(spec: &ChatClusterSpec, places: &Places<'_>, check: &mut Check) -> St
         }
     }
     version
+}
+
+/// Labels that the API server would refuse, and with them what carries them.
+fn monitoring(spec: &ChatClusterSpec, check: &mut Check) {
+    let Some(monitoring) = &spec.monitoring else {
+        return;
+    };
+    let pod_monitor = monitoring.pod_monitor.as_ref();
+    let rule = monitoring.prometheus_rule.as_ref();
+    let dashboards = monitoring.dashboards.as_ref();
+    for (part, labels) in [
+        ("podMonitor", pod_monitor.and_then(|of| of.labels.as_ref())),
+        ("prometheusRule", rule.and_then(|of| of.labels.as_ref())),
+        ("dashboards", dashboards.and_then(|of| of.labels.as_ref())),
+    ] {
+        for (key, value) in labels.into_iter().flatten() {
+            let field = format!("spec.monitoring.{part}.labels");
+            if !is_label_key(key) {
+                let problem = format!("{key:?} is not the key of a label");
+                check.problem(&field, problem, LABEL_KEY_FORM);
+            }
+            if !value.is_empty() && !is_label_part(value) {
+                let problem = format!("{value:?} is not the value of a label");
+                check.problem(format!("{field}.{key}"), problem, LABEL_FORM);
+            }
+        }
+    }
 }
 
 /// Seconds for which an upgrade may stand still.
@@ -1125,6 +1153,26 @@ const RESOURCES: &[&str] = &["cpu", "memory", "ephemeral-storage"];
 const DNS_NAME_FORM: &str =
     "lower-case letters, digits, - and ., each part beginning and ending with a letter or digit";
 
+const LABEL_FORM: &str =
+    "at most 63 letters, digits, -, _ and ., beginning and ending with a letter or digit";
+const LABEL_KEY_FORM: &str = "at most 63 letters, digits, -, _ and ., beginning and ending with a letter or digit; before them, if anything, a DNS name and /";
+
+fn is_label_key(key: &str) -> bool {
+    match key.split_once('/') {
+        Some((domain, name)) => is_dns_name(domain) && is_label_part(name),
+        None => is_label_part(key),
+    }
+}
+
+/// What Kubernetes takes for the name in a label's key, and for its value unless that is empty.
+fn is_label_part(text: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric();
+    text.len() <= 63
+        && text.starts_with(is_plain)
+        && text.ends_with(is_plain)
+        && text.chars().all(|c| is_plain(c) || "-_.".contains(c))
+}
+
 /// What Kubernetes takes for the name of most objects (RFC 1123).
 fn is_dns_name(name: &str) -> bool {
     name.len() <= 253
@@ -1211,6 +1259,35 @@ pub(crate) mod tests {
             .into_iter()
             .map(|problem| problem.field)
             .collect()
+    }
+
+    #[test]
+    fn labels_are_those_that_kubernetes_takes() {
+        for good in ["release", "a.example.com/x_Y.9", "9"] {
+            assert!(is_label_key(good), "{good}");
+        }
+        for bad in ["", "-a", "a b", "/a", "A/b", "a/b/c", "a/"] {
+            assert!(!is_label_key(bad), "{bad}");
+        }
+        let long = "a".repeat(63);
+        assert!(is_label_part(&long) && !is_label_part(&format!("{long}a")));
+        let yaml = "monitoring: {podMonitor: {labels: {release: 'my prometheus', of: ''}}, prometheusRule: {labels: {'a b': c}}, dashboards: {labels: {grafana: '-'}}}";
+        let spec: ChatClusterSpec = serde_saphyr::from_str(yaml).unwrap();
+        let mut check = Check::default();
+        monitoring(&spec, &mut check);
+        let fields: Vec<String> = check
+            .problems
+            .into_iter()
+            .map(|found| found.field)
+            .collect();
+        assert_eq!(
+            fields,
+            [
+                "spec.monitoring.podMonitor.labels.release",
+                "spec.monitoring.prometheusRule.labels",
+                "spec.monitoring.dashboards.labels.grafana",
+            ]
+        );
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub struct ChatClusterStatus {
     /// The release that was last seen whole and available: what a failed upgrade goes back to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<Release>,
+    /// Whether a managed ScyllaDB was ordered: then the messages are in it, and it can't be exchanged any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scylla_managed: Option<bool>,
     /// The last upgrade: under way, done, or taken back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade: Option<UpgradeStatus>,

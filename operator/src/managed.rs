@@ -52,16 +52,35 @@ pub async fn look(
     let scylla = choose::<ScyllaCluster>(client, cluster, live, ManagedStore::Scylla).await?;
     let rabbitmq = choose::<RabbitmqCluster>(client, cluster, live, ManagedStore::Rabbitmq).await?;
     let hibernated = cluster.spec.hibernated == Some(true);
+    let ran = has_run(cluster, live);
+    let mut unmade = Vec::new();
+    // Who has never run makes what isn't there.
+    for store in ManagedStore::ALL.into_iter().filter(|_| ran) {
+        if cluster.spec.manages(store)
+            && found(live, cluster, store).is_none()
+            && secret_of(client, cluster, store).await?.is_none()
+        {
+            unmade.push(store);
+        }
+    }
     Ok(ManagedStores {
         scylla,
         rabbitmq,
         asleep: hibernated && !has_pods(live),
+        unmade,
         salted_password: None,
     })
 }
 
+/// Whether roles ever ran: then messages are somewhere. Deployments come after the stores and their Secrets, so that whoever was
+/// stopped on the way to them goes on.
+fn has_run(cluster: &ChatCluster, live: &Live) -> bool {
+    let status = cluster.status.as_ref();
+    !live.deployments.is_empty() || status.is_some_and(|status| status.release.is_some())
+}
+
 /// Whether a role still has pods that may talk to a store.
-fn has_pods(live: &Live) -> bool {
+pub fn has_pods(live: &Live) -> bool {
     live.deployments.iter().any(|deployment| {
         let status = deployment.status.as_ref();
         deployment.spec.replicas != Some(0)
@@ -84,10 +103,7 @@ where
     if let Some(maker) = found(live, cluster, store) {
         return Ok(maker);
     }
-    let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let name = store.secret_name(&cluster.name_any());
-    let secret: Option<PartialObjectMeta<Secret>> = secrets.get_metadata_opt(&name).await?;
+    let secret = secret_of(client, cluster, store).await?;
     if let Some(maker) = secret.as_ref().and_then(remembered) {
         return Ok(maker);
     }
@@ -95,6 +111,18 @@ where
         true => Maker::Operator,
         false => Maker::StatefulSet,
     })
+}
+
+async fn secret_of(
+    client: &Client,
+    cluster: &ChatCluster,
+    store: ManagedStore,
+) -> Result<Option<PartialObjectMeta<Secret>>, kube::Error> {
+    let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    secrets
+        .get_metadata_opt(&store.secret_name(&cluster.name_any()))
+        .await
 }
 
 /// Who brought up what is there.
@@ -140,7 +168,12 @@ pub fn is_absent(error: &kube::Error) -> bool {
 
 /// What of the order doesn't fit who brings the stores up, or what is there. Pure.
 pub fn problems(order: &Order, live: &Live) -> Vec<FieldProblem> {
-    let mut problems = Vec::new();
+    let mut problems: Vec<FieldProblem> = order
+        .managed
+        .unmade
+        .iter()
+        .filter_map(|store| unmade(order, *store))
+        .collect();
     let spec = &order.spec;
     let nodes = [
         (
@@ -190,6 +223,37 @@ pub fn problems(order: &Order, live: &Live) -> Vec<FieldProblem> {
         }
     }
     problems
+}
+
+/// Nobody is moved to an empty store for having left a field out. Redis and RabbitMQ may be had empty by whoever asks for it in so
+/// many words; messages are never left behind.
+fn unmade(order: &Order, store: ManagedStore) -> Option<FieldProblem> {
+    let spec = &order.spec;
+    let left_out = match store {
+        ManagedStore::Scylla => spec.scylla.is_none(),
+        ManagedStore::Redis => spec.redis.is_none(),
+        ManagedStore::Rabbitmq => spec.rabbitmq.is_none(),
+    };
+    let name = store.name();
+    let field = match left_out {
+        true => format!("spec.{name}"),
+        false => format!("spec.{name}.managed"),
+    };
+    let allowed = match store {
+        ManagedStore::Scylla => format!(
+            "spec.scylla.external with the ScyllaDB that it used; if it was a managed one that somebody deleted, make Secret {} \
+             with the keys username and password again",
+            store.secret_name(&order.name)
+        ),
+        _ if !left_out => return None,
+        _ => {
+            format!(
+                "spec.{name}.external with the one that it used, or managed: {{}} for an empty one"
+            )
+        }
+    };
+    let problem = "this ChatCluster runs already, and no managed one was made for it";
+    Some(FieldProblem::new(field, problem, allowed))
 }
 
 /// Size and class that the volumes of `store` were ordered with.
@@ -446,6 +510,39 @@ mod tests {
                 ]
             );
         }
+    }
+
+    /// A field that was left out of a ChatCluster that runs, by mistake or since an earlier release, is no order for an empty store.
+    #[test]
+    fn who_runs_is_not_moved_to_an_empty_store() {
+        let with = |spec: &str| {
+            let mut order = order_of(&format!("{MANAGED}{spec}"));
+            order.managed.unmade = ManagedStore::ALL.to_vec();
+            order
+        };
+        assert_eq!(
+            fields(&with(""), &Live::default()),
+            ["spec.scylla", "spec.redis", "spec.rabbitmq"]
+        );
+        let asked = "scylla: {managed: {}}\nredis: {managed: {}}\nrabbitmq: {managed: {}}\n";
+        assert_eq!(
+            fields(&with(asked), &Live::default()),
+            ["spec.scylla.managed"]
+        );
+    }
+
+    #[test]
+    fn who_has_no_deployment_and_no_release_has_never_run() {
+        let mut cluster = ChatCluster::new("town", Default::default());
+        let mut there = Live::default();
+        assert!(!has_run(&cluster, &there), "a first creation goes on");
+        let order = order_of(MANAGED);
+        there.deployments = build::children(&order, &crate::build::tests::keys()).deployments;
+        assert!(has_run(&cluster, &there));
+        there.deployments.clear();
+        let status = json!({ "release": { "version": "0.1.0", "image": "i" } });
+        cluster.status = serde_json::from_value(status).unwrap();
+        assert!(has_run(&cluster, &there), "somebody deleted them");
     }
 
     #[test]

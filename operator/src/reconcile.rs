@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use carillon_crds::{
-    ChatCluster, ChatClusterStatus, FieldProblem, Role, UpgradeStatus, UpgradeStep, condition,
-    progress_deadline_seconds,
+    ChatCluster, ChatClusterStatus, FieldProblem, ManagedStore, Role, UpgradeStatus, UpgradeStep,
+    condition, progress_deadline_seconds,
 };
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
@@ -157,6 +157,7 @@ async fn pass(
         generation: cluster.metadata.generation,
         release: previous.release,
         upgrade: previous.upgrade,
+        scylla_managed: previous.scylla_managed == Some(true),
         ..Observation::default()
     };
     let managed = managed::look(&context.client, cluster, &live).await?;
@@ -184,6 +185,7 @@ async fn pass(
         }
     };
     seen.version = Some(order.config.version.clone());
+    seen.scylla_managed = order.spec.manages(ManagedStore::Scylla);
     seen.endpoint = Some(build::endpoint(&order));
     seen.monitoring = monitoring(&order, served);
     seen.missing_secrets =
@@ -384,11 +386,8 @@ async fn bring_about(
     seen.migration_began =
         find_job(&children, live).and_then(|job| job.metadata.creation_timestamp.clone());
     applier.apply_foundations(&children, live).await?;
-    // Without pods there is nothing to migrate for, and the stores may be away. One that comes up for the first time takes longer
-    // than a migration waits.
-    let first = live.deployments.is_empty() && seen.migration == Migration::NotStarted;
-    let too_early = first && seen.waits_for_schema_store();
-    let startable = !seen.lacks_mounted_secret() && !seen.hibernated && !too_early;
+    // Without pods there is nothing to migrate for, and the stores may be away.
+    let startable = !seen.lacks_mounted_secret() && !seen.hibernated && !is_too_early(live, seen);
     if startable {
         applier.start_migration(&children, live).await?;
         // One of an upgrade is not tried again: the upgrade is taken back.
@@ -430,7 +429,11 @@ async fn bring_about(
     applier
         .delete_orphans(&children, &current, rolled_out, before.as_ref())
         .await?;
-    applier.apply_monitors(&children, live, served).await?;
+    // Who chats, and an upgrade, wait for none of it.
+    let monitored = applier.apply_monitors(&children, live, served).await;
+    if let (Err(error), Some(monitoring)) = (monitored, &mut seen.monitoring) {
+        monitoring.refused = Some(error.to_string());
+    }
     Ok(())
 }
 
@@ -462,12 +465,20 @@ async fn restore(
     Ok(())
 }
 
+/// A managed store that comes up, for the first time or after a sleep, takes longer than a migration waits.
+fn is_too_early(live: &Live, seen: &Observation) -> bool {
+    seen.migration == Migration::NotStarted
+        && !managed::has_pods(live)
+        && seen.waits_for_schema_store()
+}
+
 /// What the order asks for of monitoring, and can't be had.
 fn monitoring(order: &Order, served: Served) -> Option<Monitoring> {
     let mut kinds = build::monitoring_kinds(order)?;
     kinds.retain(|kind| !served.has(kind));
     Some(Monitoring {
         unknown_kinds: kinds,
+        refused: None,
     })
 }
 
@@ -909,6 +920,28 @@ mod tests {
                 }],
             }),
         )
+    }
+
+    #[test]
+    fn a_migration_waits_for_a_store_that_comes_up_first_or_after_a_sleep() {
+        let order = crate::build::tests::order_of(crate::build::tests::SMALL);
+        let children = build::children(&order, &crate::build::tests::keys());
+        let mut live = Live {
+            deployments: children.deployments,
+            ..Live::default()
+        };
+        let mut seen = Observation {
+            waiting_stores: vec![("scylla", "it isn't up".to_owned())],
+            ..Observation::default()
+        };
+        assert!(is_too_early(&Live::default(), &seen), "the first time");
+        assert!(!is_too_early(&live, &seen), "roles run");
+        for deployment in &mut live.deployments {
+            deployment.spec.replicas = Some(0);
+        }
+        assert!(is_too_early(&live, &seen), "after a sleep");
+        seen.waiting_stores.clear();
+        assert!(!is_too_early(&live, &seen), "it is up");
     }
 
     #[test]

@@ -232,32 +232,50 @@ impl<'a> Applier<'a> {
         self.delete_unordered(&children.service_accounts, &live.service_accounts)
             .await?;
         if workloads_current {
-            self.delete_unordered(&children.config_maps, &live.config_maps)
-                .await?;
+            let ordered = [&children.config_maps[..], &children.dashboards].concat();
+            self.delete_unordered(&ordered, &live.config_maps).await?;
         }
         Ok(())
     }
 
-    /// What monitors it, where the API server knows such kinds. Comes after everything else: nobody who chats needs it.
+    /// What monitors it, where the API server knows such kinds. Comes after everything else: nobody who chats needs it. What is refused
+    /// keeps nothing else away; the first refusal is told.
     pub async fn apply_monitors(
         &mut self,
         children: &Children,
         live: &Live,
         served: Served,
     ) -> Result<(), ApplyError> {
-        if served.pod_monitors {
-            self.apply_all(&children.pod_monitors, &live.pod_monitors)
-                .await?;
-            self.delete_unordered(&children.pod_monitors, &live.pod_monitors)
-                .await?;
-        }
-        if served.prometheus_rules {
-            self.apply_all(&children.prometheus_rules, &live.prometheus_rules)
-                .await?;
-            self.delete_unordered(&children.prometheus_rules, &live.prometheus_rules)
-                .await?;
-        }
-        Ok(())
+        let dashboards = self
+            .apply_all(&children.dashboards, &live.config_maps)
+            .await;
+        let pod_monitors = match served.pod_monitors {
+            true => {
+                self.monitor(&children.pod_monitors, &live.pod_monitors)
+                    .await
+            }
+            false => Ok(()),
+        };
+        let rules = match served.prometheus_rules {
+            true => {
+                self.monitor(&children.prometheus_rules, &live.prometheus_rules)
+                    .await
+            }
+            false => Ok(()),
+        };
+        dashboards.and(pod_monitors).and(rules)
+    }
+
+    async fn monitor<K>(&mut self, desired: &[K], live: &[K]) -> Result<(), ApplyError>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + Serialize
+            + DeserializeOwned,
+    {
+        self.apply_all(desired, live).await?;
+        self.delete_unordered(desired, live).await
     }
 
     /// Deletes one child, and what it made.

@@ -49,8 +49,10 @@ pub use stores::{Maker, ManagedStores, RabbitmqCluster, ScyllaCluster};
 pub struct Children {
     /// One per role, and one for the migration.
     pub service_accounts: Vec<ServiceAccount>,
-    /// The configuration, the public keys, the authorities for integrators, and dashboards when they are asked for.
+    /// The configuration, the public keys, and the authorities for integrators.
     pub config_maps: Vec<ConfigMap>,
+    /// When they are asked for. Also ConfigMaps, but nothing that runs needs them.
+    pub dashboards: Vec<ConfigMap>,
     /// One per role, and the headless one of the message role.
     pub services: Vec<Service>,
     /// Who may talk to whom.
@@ -107,7 +109,6 @@ pub struct Keys {
 pub fn children(order: &Order, keys: &Keys) -> Children {
     let mut config_maps = config_map::build(order, keys);
     config_maps.extend(stores::config_maps(order));
-    config_maps.extend(monitoring::dashboards(order));
     let mut services = service::build(order);
     services.extend(stores::services(order));
     let mut network_policies = network_policy::build(order);
@@ -117,6 +118,7 @@ pub fn children(order: &Order, keys: &Keys) -> Children {
     Children {
         service_accounts: service_account::build(order),
         config_maps,
+        dashboards: monitoring::dashboards(order),
         services,
         network_policies,
         pod_disruption_budgets,

@@ -40,6 +40,8 @@ pub struct MissingSecret {
 pub struct Monitoring {
     /// Kinds that the API server doesn't know.
     pub unknown_kinds: Vec<String>,
+    /// What the API server said to the first that it refused.
+    pub refused: Option<String>,
 }
 
 /// Everything a pass has seen of one cluster.
@@ -81,6 +83,8 @@ pub struct Observation {
     pub probe: Probe,
     /// What monitors it; `None` when nothing is asked for.
     pub monitoring: Option<Monitoring>,
+    /// Whether a managed ScyllaDB was ordered.
+    pub scylla_managed: bool,
     /// What was last whole and available.
     pub release: Option<Release>,
     /// The upgrade that is under way, or the last one.
@@ -222,6 +226,7 @@ pub fn status(
         ready_components: Some(format!("{ready}/{}", carillon_crds::Role::ALL.len())),
         components: seen.components.iter().map(Component::report).collect(),
         release: seen.release.clone(),
+        scylla_managed: seen.scylla_managed.then_some(true),
         upgrade: seen.upgrade.clone(),
         conditions: verdicts
             .into_iter()

@@ -5,6 +5,12 @@ use super::{Observation, Verdict};
 /// `None` when nothing is asked for.
 pub(super) fn verdict(seen: &Observation) -> Option<Verdict> {
     let asked = seen.monitoring.as_ref()?;
+    if let Some(refused) = &asked.refused {
+        return Some(Verdict::no(
+            "Refused",
+            format!("what spec.monitoring asks for couldn't all be made: {refused}"),
+        ));
+    }
     if asked.unknown_kinds.is_empty() {
         return Some(Verdict::yes("AsOrdered", "what is asked for is there"));
     }
@@ -24,6 +30,23 @@ mod tests {
     use crate::status::Monitoring;
     use crate::status::tests::settled;
 
+    /// An upgrade ends, and nothing is degraded.
+    #[test]
+    fn what_is_refused_concerns_nobody_else() {
+        let mut seen = settled();
+        seen.monitoring = Some(Monitoring {
+            refused: Some("PodMonitor town: no".to_owned()),
+            ..Monitoring::default()
+        });
+        let verdict = verdict(&seen).unwrap();
+        assert_eq!(
+            (verdict.status, verdict.reason.as_str()),
+            ("False", "Refused")
+        );
+        assert!(verdict.message.contains("PodMonitor town: no"));
+        assert!(seen.is_settled() && seen.failure.is_none());
+    }
+
     #[test]
     fn what_is_missing_is_named() {
         let mut seen = settled();
@@ -32,6 +55,7 @@ mod tests {
         assert_eq!(verdict(&seen).unwrap().status, "True");
         seen.monitoring = Some(Monitoring {
             unknown_kinds: vec!["PodMonitor".to_owned(), "PrometheusRule".to_owned()],
+            refused: None,
         });
         let verdict = verdict(&seen).unwrap();
         assert_eq!(verdict.status, "False");

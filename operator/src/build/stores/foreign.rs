@@ -15,7 +15,7 @@ use kube::core::{ObjectMeta, TypeMeta};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::super::labels::metadata;
+use super::super::labels::{COMPONENT_LABEL, INSTANCE_LABEL, VERSION_LABEL, metadata};
 use super::{Maker, resources};
 use crate::managed::USER;
 use crate::validate::Order;
@@ -118,6 +118,10 @@ fn is_wanted(order: &Order, store: ManagedStore) -> bool {
 
 fn kept_metadata(order: &Order, store: ManagedStore) -> ObjectMeta {
     let mut metadata = metadata(order, store.object_name(&order.name), Some(store.name()));
+    // Other operators hand labels on to pods: an upgrade would restart them.
+    metadata.labels.iter_mut().for_each(|labels| {
+        labels.remove(VERSION_LABEL);
+    });
     if order.spec.managed_deletion(store) == DeletionPolicy::Retain {
         metadata.owner_references = None;
     }
@@ -178,6 +182,11 @@ pub fn scylla_cluster(order: &Order) -> Option<ScyllaCluster> {
         // One node is for development, on a machine that wasn't tuned for ScyllaDB.
         "developerMode": scylla.members() == 1,
         "datacenter": { "name": DATACENTER, "racks": [rack] },
+        // Else pods get the labels and annotations of this object, among them the mark of what was ordered: any change would restart them.
+        "podMetadata": {
+            "labels": { INSTANCE_LABEL: order.name, COMPONENT_LABEL: store.name() },
+            "annotations": {},
+        },
     });
     if !order.image.pull_secrets.is_empty() {
         spec["imagePullSecrets"] = super::image_pull_secrets(order);

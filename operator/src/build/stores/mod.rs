@@ -65,6 +65,8 @@ pub struct ManagedStores {
     pub rabbitmq: Maker,
     /// Whether nobody is left who needs them: the cluster hibernates and the roles have no pods.
     pub asleep: bool,
+    /// Those that are ordered of a cluster that has run, and of which there is neither an object nor a Secret.
+    pub unmade: Vec<ManagedStore>,
     /// The password of ScyllaDB's first user, as ScyllaDB keeps it.
     pub salted_password: Option<String>,
 }
@@ -350,12 +352,20 @@ rabbitmq: {managed: {image: 'mirror/rabbitmq:4.1'}}
 
     #[test]
     fn an_upgrade_restarts_no_store() {
-        let templates = |version: &str| {
-            let order = order_of(&format!("{MANAGED}version: {version}\n"));
-            let sets = stateful_sets(&order).into_iter();
-            yaml_of(&sets.map(|set| set.spec.template).collect::<Vec<_>>())
-        };
-        assert_eq!(templates("0.1.7"), templates("0.1.8"));
+        for maker in [Maker::StatefulSet, Maker::Operator] {
+            let templates = |version: &str| {
+                let mut order = order_of(&format!("{MANAGED}version: {version}\n"));
+                order.managed.scylla = maker;
+                order.managed.rabbitmq = maker;
+                let sets = stateful_sets(&order).into_iter();
+                let templates: Vec<_> = sets.map(|set| set.spec.template).collect();
+                // Of what others make pods of, nothing may change at all.
+                let others = (scylla_cluster(&order), rabbitmq_cluster(&order));
+                assert_eq!(others.0.is_some(), maker == Maker::Operator);
+                yaml_of(&(templates, others))
+            };
+            assert_eq!(templates("0.1.7"), templates("0.1.8"));
+        }
     }
 
     #[test]
