@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use carillon_domain::{
     DeviceId, MediaId, RoomId, Sequence, Timestamp, UserId,
     account::{About, Account, User},
-    event::{EventBody, Mentions},
+    event::{EventBody, Mentions, RoomEvent},
     media::Media,
     people::Relation,
     ports::{
@@ -150,8 +150,9 @@ pub async fn fill(ports: &Ports) -> Filled {
     for some in events.chunks(400) {
         log.try_append(some).await.unwrap();
     }
+    let mut last_sent: Vec<RoomEvent> = events[events.len() - 3..].to_vec();
     let (first, second) = (&events[0], &events[5]);
-    let id = |event: &carillon_domain::event::RoomEvent| match &event.body {
+    let id = |event: &RoomEvent| match &event.body {
         EventBody::Message { id, .. } => *id,
         other => panic!("{other:?}"),
     };
@@ -236,8 +237,9 @@ pub async fn fill(ports: &Ports) -> Filled {
     log.append(bob, changed).await;
     let old = log.send(bob, "old").await;
     for n in 0..20 {
-        log.send(ann, &format!("kept {n}")).await;
+        last_sent.push(log.send(ann, &format!("kept {n}")).await);
     }
+    last_sent.push(old.clone());
     // A late edit of something that is gone soon.
     let edit = EventBody::Edited {
         id: id(&old),
@@ -270,7 +272,7 @@ pub async fn fill(ports: &Ports) -> Filled {
         rules,
     };
     log.append(cid, changed).await;
-    log.send(cid, "gone").await;
+    last_sent.push(log.send(cid, "gone").await);
     let floor = Floor {
         first: log.head.next(),
         messages: 1,
@@ -292,13 +294,13 @@ pub async fn fill(ports: &Ports) -> Filled {
     let mut log = Writer::open(&*ports.log, direct.id).await;
     log.append(ann, join(ann, Role::Owner)).await;
     log.append(ann, join(bob, Role::Owner)).await;
-    log.send(ann, "psst").await;
+    last_sent.push(log.send(ann, "psst").await);
     rooms.push(direct.id);
     let deleted = room(RoomKind::Channel, eve, None);
     ports.rooms.create(&deleted).await.unwrap();
     let mut log = Writer::open(&*ports.log, deleted.id).await;
     log.append(eve, join(eve, Role::Owner)).await;
-    log.send(eve, "farewell").await;
+    last_sent.push(log.send(eve, "farewell").await);
     log.append(eve, EventBody::RoomDeleted).await;
     rooms.push(deleted.id);
     let quiet = room(RoomKind::Public, eve, None);
@@ -316,10 +318,10 @@ pub async fn fill(ports: &Ports) -> Filled {
         created_at: Timestamp(1_700_000_000_000),
     };
     ports.media.put(&media).await.unwrap();
-    // Marks of senders may be written behind, and where retention removed what they sent, nothing else tells of them.
+    // Marks of senders may be written behind.
     let written = async {
-        for (room, senders) in [(forgetful.id, 2), (empty.id, 1)] {
-            while ports.rooms.receipts(room, None, 100).await.unwrap().len() < senders {
+        for sent in last_sent {
+            while !has_read(ports, &sent).await {
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             }
         }
@@ -332,6 +334,18 @@ pub async fn fill(ports: &Ports) -> Filled {
         rooms,
         media: vec![media.id],
     }
+}
+
+/// Whether the store says, by person and by room, that the sender of a message has read it.
+async fn has_read(ports: &Ports, sent: &RoomEvent) -> bool {
+    let (room, user) = (sent.room, sent.actor);
+    let marks = ports.rooms.read_marks(user, &[room]).await.unwrap();
+    let receipts = ports.rooms.receipts(room, None, 100).await.unwrap();
+    let by_room = receipts.iter().find(|receipt| receipt.user == user);
+    marks.iter().any(|(_, mark)| mark.sequence >= sent.sequence)
+        && by_room
+            .and_then(|receipt| receipt.read)
+            .is_some_and(|read| read.sequence >= sent.sequence)
 }
 
 /// Everything that one can see of what [`fill`] made, by what it is about.
